@@ -1,0 +1,88 @@
+"""Fine-tune SPRC for composed image retrieval: train, validate, save."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from train_config import TrainConfig, find_preset
+from utils import HelpFormatter, run_main
+
+DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag stores under the name of a field of `TrainConfig`, which holds its default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    _add_data_flags(parser.add_argument_group("data"))
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_training_flags(parser.add_argument_group("training"))
+    _add_output_flags(parser.add_argument_group("validation and output"))
+    parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name != "dataset"})
+    return parser
+
+
+def _add_data_flags(group) -> None:
+    group.add_argument("--dataset", required=True, help="CIRR, in any case")
+    group.add_argument(
+        "--data-path", type=Path, help="folder of the dataset (default: cirr_dataset of this repository)"
+    )
+    group.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
+    group.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
+    group.add_argument("--num-workers", type=int, help="processes that load images")
+    group.add_argument("--max-triplets", type=int, help="train on the first so many triplets (default: all)")
+
+
+def _add_model_flags(group) -> None:
+    group.add_argument("--blip-model-name", help="registered name of the model")
+    group.add_argument("--backbone", help="pretrain, tiny, or the path of a model's YAML file")
+    group.add_argument(
+        "--weights",
+        metavar="PATH|random",
+        help="initial weights, an SPRC .pt (default: $SPRC_WEIGHTS, else the one .pt in models/weights; tiny: random)",
+    )
+
+
+def _add_training_flags(group) -> None:
+    group.add_argument("--num-epochs", type=int, help="epochs; the schedule is planned for 80, or for more if asked")
+    group.add_argument("--batch-size", type=int, help="triplets in a step")
+    group.add_argument("--learning-rate", type=float, help="peak of the one-cycle schedule")
+    group.add_argument("--loss-rtc", type=float, help="weight of the contrastive loss of the prompted text")
+    group.add_argument("--loss-align", type=float, help="weight of the alignment of queries and prompts")
+    group.add_argument("--loss-itm", type=float, help="accepted as upstream accepts it; the model has no such loss")
+    group.add_argument("--seed", type=int, help="seed of everything random")
+    group.add_argument("--device", help="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    group.add_argument(
+        "--precision", choices=("auto", "fp16", "bf16", "fp32"), help="autocast; auto is fp16 on CUDA, fp32 on the CPU"
+    )
+
+
+def _add_output_flags(group) -> None:
+    group.add_argument("--validation-frequency", type=int, metavar="N", help="validate in every N-th epoch")
+    group.add_argument("--save-training", action="store_true", help="keep the last epoch's model: tuned_clip_last.pt")
+    group.add_argument("--save-best", action="store_true", help="keep the best epoch's model: tuned_clip_arithmetic.pt")
+    group.add_argument("--save-memory", action="store_true", help="keep the gallery's features in CPU memory")
+    group.add_argument("--memory-mib", type=float, help="bound on the ranking's temporary memory, in MiB")
+    group.add_argument("--output-folder", type=Path, help="where the run's folder is made")
+
+
+def parse_config(argv: list[str] | None = None) -> TrainConfig:
+    config = TrainConfig(**vars(build_parser().parse_args(argv)))
+    find_preset(config.dataset)  # an unknown dataset is said before anything heavy is imported
+    return config
+
+
+def main(argv: list[str] | None = None):
+    """Train, validate and save as the flags say; returns the best epoch (`engine.Best`).
+
+    Raises InputError where a flag, a file or an entry is wrong, before training starts where it can be known.
+    """
+    config = parse_config(argv)
+    from training_run import run_training  # heavy: torch, timm, transformers
+
+    if config.loss_itm != DEFAULTS["loss_itm"]:
+        print("note: blip2_cir_align_prompt has no image-text matching loss; --loss-itm changes nothing")
+    return run_training(config)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,90 @@
+"""The Q-Former and its four SPRC passes, on transformers' `Blip2QFormerModel`.
+
+BLIP-2: https://arxiv.org/abs/2301.12597; SPRC: https://arxiv.org/abs/2310.05473.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from lavis.models.checkpoint import rename_on_load, rename_on_save
+from lavis.models.model_config import QformerConfig
+
+
+class Qformer(nn.Module):
+    """Shapes: B batch, Q query tokens, L text tokens, P + 1 image tokens of width `vision_width`, H hidden size.
+
+    Text masks are (B, L), 1 for a token and 0 for padding. Its state dict has LAVIS's names (`checkpoint.py`).
+    """
+
+    def __init__(self, config: QformerConfig, vision_width: int):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.model = Blip2QFormerModel(_transformers_config(config, vision_width))
+        for embedding in (self.word_embeddings, self.position_embeddings):
+            nn.init.normal_(embedding.weight, std=0.02)
+        self.register_state_dict_post_hook(rename_on_save)
+        self.register_load_state_dict_pre_hook(rename_on_load)
+
+    def fuse(self, queries: Tensor, input_ids: Tensor, text_mask: Tensor, image_embeds: Tensor) -> Tensor:
+        """Pass 1: [queries | text], the queries cross-attending to the reference image -> (B, Q + L, H)."""
+        embeds = torch.cat([queries, self._embed_text(input_ids)], dim=1)  # (B, Q, H), (B, L, H) -> (B, Q + L, H)
+        return self._run(embeds, text_mask, image_embeds, query_length=queries.shape[1])
+
+    def encode_composed(self, fused_queries: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Pass 2: the fused outputs (B, Q, H) in the place of the queries, no image -> (B, Q + L, H); [CLS] is at Q."""
+        embeds = torch.cat([fused_queries, self._embed_text(input_ids)], dim=1)
+        return self._run(embeds, text_mask)
+
+    def encode_image(self, queries: Tensor, image_embeds: Tensor) -> Tensor:
+        """Pass 3: the queries alone on an image -> (B, Q, H)."""
+        return self._run(queries, None, image_embeds, query_length=queries.shape[1])
+
+    def encode_prompted_text(self, prompts: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Pass 4: [CLS], the prompts (B, Q, H), the rest of the text, no image -> (B, Q + L, H); [CLS] is at 0."""
+        words = self.word_embeddings(input_ids)  # (B, L, H)
+        embeds = torch.cat([words[:, :1], prompts, words[:, 1:]], dim=1)  # -> (B, Q + L, H)
+        positions = self.position_embeddings.weight[: embeds.shape[1]]
+        return self._run(embeds + positions, text_mask)
+
+    def _embed_text(self, input_ids: Tensor) -> Tensor:
+        return self.word_embeddings(input_ids) + self.position_embeddings.weight[: input_ids.shape[1]]
+
+    def _run(self, embeds: Tensor, text_mask: Tensor | None, image_embeds=None, query_length: int = 0) -> Tensor:
+        """One pass. A query length of 0 sends every token through the text feed-forward, as upstream without image."""
+        mask = None if text_mask is None else attention_mask(text_mask, embeds.shape[1])
+        output = self.model(
+            query_embeds=embeds, query_length=query_length, attention_mask=mask, encoder_hidden_states=image_embeds
+        )
+        return output.last_hidden_state
+
+
+def attention_mask(text_mask: Tensor, length: int) -> Tensor:
+    """(B, L) text mask -> (B, 1, length, length) boolean mask: the tokens that are not text are always attended.
+
+    [CLS] is always attended too, so that one mask serves passes 1, 2 and 4, whatever stands before the padding. A mask
+    that is ready spares the host synchronisation with which transformers inspects a 2-D one.
+    """
+    batch, text_length = text_mask.shape
+    extra = text_mask.new_ones(batch, length - text_length)
+    mask = torch.cat([extra, text_mask], dim=1).bool()  # (B, L) -> (B, length)
+    return mask[:, None, None, :].expand(batch, 1, length, length)
+
+
+def _transformers_config(config: QformerConfig, vision_width: int) -> Blip2QFormerConfig:
+    return Blip2QFormerConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=config.max_position_embeddings,
+        layer_norm_eps=1e-12,
+        cross_attention_frequency=config.cross_attention_freq,
+        encoder_hidden_size=vision_width,
+        use_qformer_text_input=True,
+        attn_implementation="sdpa",
+    )

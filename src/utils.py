@@ -1,0 +1,59 @@
+"""Small things that several command-line scripts share."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lavis.common.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Every default on the page, except those that say nothing: a switch's False, and None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is False or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a script: bad input is one line on stderr and status 2, an interrupt status 130, a bug keeps its traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8; the folder is made, and a file of that name is replaced only once all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
