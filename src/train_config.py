@@ -35,7 +35,7 @@ def find_preset(dataset: str) -> Preset:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. The defaults are what upstream's README tells its users for CIRR; None means by dataset or device.
+    """A training run. The defaults are what upstream's README tells its users for CIRR; None means by dataset.
 
     `precision` is `auto` (fp16 on CUDA, fp32 elsewhere), `fp16`, `bf16` or `fp32`; `memory_mib` bounds the temporaries
     of the ranking.

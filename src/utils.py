@@ -21,7 +21,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script: bad input is one line on stderr and status 2, an interrupt status 130, a bug keeps its traceback."""
+    """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace."""
     try:
         main()
     except InputError as error:
@@ -49,7 +49,7 @@ def non_negative_int(text: str) -> int:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8; the folder is made, and a file of that name is replaced only once all is written."""
+    """Write `text` to `path` in UTF-8; a file of that name is replaced only once all is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:

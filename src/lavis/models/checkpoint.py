@@ -169,6 +169,6 @@ def find_weights(argument: str | None, needed: bool) -> Path | None:
         return found[0]
     problem = f"holds {len(found)} .pt files" if found else "holds no .pt file"
     raise InputError(
-        f"this backbone needs pretrained weights, and {REPOSITORY / 'models' / 'weights'} {problem}: put an SPRC checkpoint"
-        " there, or give --weights PATH (or set SPRC_WEIGHTS); --weights random starts from nothing"
+        f"this backbone needs pretrained weights, and {REPOSITORY / 'models' / 'weights'} {problem}: put an SPRC"
+        " checkpoint there, or give --weights PATH (or set SPRC_WEIGHTS); --weights random starts from nothing"
     )

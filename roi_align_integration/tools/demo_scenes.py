@@ -1,0 +1,259 @@
+"""Scenes of the demo dataset: objects on a 3x3 raster, the changes between them, and captions. No files here."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+from PIL import Image, ImageDraw
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (20, 150, 50),
+    "blue": (30, 60, 220),
+    "yellow": (240, 210, 20),
+    "purple": (140, 40, 170),
+    "orange": (245, 130, 20),
+    "black": (15, 15, 15),
+    "pink": (255, 130, 190),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+PLACES = (
+    "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+# Radius of an object in parts of the shorter side of its cell.
+RADII = {"small": 0.26, "large": 0.46}
+GROUP_SIZE = 6
+
+WORDINGS = {
+    "recolour": (
+        "make the {old} {colour}",
+        "the {old} is {colour} now",
+        "change the colour of the {old} to {colour}",
+        "same picture but the {old} has turned {colour}",
+        "paint the {old} {colour} instead",
+    ),
+    "reshape": (
+        "turn the {old} into a {shape}",
+        "replace the {old} with a {shape} of the same colour",
+        "the {old} becomes a {shape}",
+        "has a {shape} where the {old} was",
+        "instead of the {old} show a {shape} in that colour",
+    ),
+    "resize": (
+        "make the {old} {comparative}",
+        "the {old} should be {comparative}",
+        "show a {comparative} version of the {old}",
+        "same scene with a {comparative} {old}",
+        "the {old} is {comparative} than before",
+    ),
+    "move": (
+        "move the {old} to the {place}",
+        "the {old} is at the {place} now",
+        "put the {old} at the {place} of the image",
+        "same objects but the {old} goes to the {place}",
+        "place the {old} in the {place} instead",
+    ),
+    "add": (
+        "add a {size} {new} at the {place}",
+        "there is also a {size} {new} at the {place}",
+        "put one more object at the {place}: a {size} {new}",
+        "same scene plus a {size} {new} in the {place}",
+        "now has a {size} {new} at the {place} as well",
+    ),
+    "remove": (
+        "remove the {old}",
+        "take the {old} away",
+        "the {old} is gone",
+        "same picture without the {old}",
+        "no {old} any more",
+    ),
+}
+ATTRIBUTE_CHANGES = {"colour": "recolour", "shape": "reshape", "size": "resize", "place": "move"}
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How many objects stand in a scene, of how many colours and shapes, and how noisy the background is (0..255)."""
+
+    objects: tuple[int, int]
+    colours: int
+    shapes: int
+    noise: int
+
+
+DIFFICULTIES = {
+    "easy": Difficulty((2, 2), 6, 3, 0),
+    "normal": Difficulty((3, 4), 7, 4, 0),
+    "hard": Difficulty((4, 6), 8, 6, 24),
+}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object; `place` is a cell of the 3x3 raster."""
+
+    shape: str
+    colour: str
+    size: str
+    place: str
+
+    @property
+    def words(self) -> str:
+        """Colour and shape, which no two objects of a scene share."""
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Six scenes that have `fixed` in common and differ in one object; a variant that is None lacks it."""
+
+    fixed: tuple[SceneObject, ...]
+    variants: tuple[SceneObject | None, ...]
+
+    def scene(self, member: int) -> tuple[SceneObject, ...]:
+        variant = self.variants[member]
+        return self.fixed if variant is None else (*self.fixed, variant)
+
+
+def make_group(rng: random.Random, difficulty: Difficulty) -> Group:
+    """A scene, the scene without one of its objects, and four changes of one attribute of that object."""
+    count = rng.randint(*difficulty.objects)
+    words = rng.sample(all_words(difficulty), count)
+    places = rng.sample(PLACES, count)
+    objects = [
+        SceneObject(shape, colour, rng.choice(tuple(RADII)), place)
+        for (shape, colour), place in zip(words, places, strict=True)
+    ]
+    fixed, changing = tuple(objects[:-1]), objects[-1]
+    changes = rng.sample(single_changes(changing, fixed, difficulty), GROUP_SIZE - 2)
+    variants = [changing, None, *changes]
+    rng.shuffle(variants)
+    return Group(fixed, tuple(variants))
+
+
+def all_words(difficulty: Difficulty) -> list[tuple[str, str]]:
+    """Every (shape, colour) of a difficulty."""
+    return [(shape, colour) for shape in SHAPES[: difficulty.shapes] for colour in list(COLOURS)[: difficulty.colours]]
+
+
+def single_changes(changing: SceneObject, fixed: tuple[SceneObject, ...], difficulty: Difficulty) -> list[SceneObject]:
+    """All variants of an object in one attribute that keep every place and every (colour, shape) unique."""
+    places = {other.place for other in fixed}
+    words = {other.words for other in fixed}
+    values = {
+        "colour": list(COLOURS)[: difficulty.colours],
+        "shape": SHAPES[: difficulty.shapes],
+        "size": tuple(RADII),
+        "place": [place for place in PLACES if place not in places],
+    }
+    variants = [replace(changing, **{name: value}) for name, options in values.items() for value in options]
+    return [variant for variant in variants if variant != changing and variant.words not in words]
+
+
+def change_between(old: SceneObject | None, new: SceneObject | None) -> str | None:
+    """The kind of change from one variant to another, where one caption says it: else None."""
+    if old is None or new is None:
+        return "add" if old is None else "remove"
+    changed = [kind for name, kind in ATTRIBUTE_CHANGES.items() if getattr(old, name) != getattr(new, name)]
+    return changed[0] if len(changed) == 1 else None
+
+
+def caption_of(old: SceneObject | None, new: SceneObject | None, rng: random.Random) -> str:
+    """A caption for a change that `change_between` names."""
+    wording = rng.choice(WORDINGS[change_between(old, new)])
+    after = new or old
+    return wording.format(
+        old=old.words if old else "",
+        new=after.words,
+        colour=after.colour,
+        shape=after.shape,
+        size=after.size,
+        place=after.place,
+        comparative="larger" if after.size == "large" else "smaller",
+    )
+
+
+def group_triplets(group: Group) -> list[tuple[int, int]]:
+    """Every ordered pair of members that one caption can connect."""
+    pairs = permutations(range(GROUP_SIZE), 2)
+    return [(a, b) for a, b in pairs if change_between(group.variants[a], group.variants[b])]
+
+
+def distinct_groups(rng: random.Random, difficulty: Difficulty, most_tries: int = 2000) -> Iterator[Group]:
+    """Groups without end, no scene of which has occurred before; stops once `most_tries` in a row found nothing new."""
+    seen: set[frozenset] = set()
+    tries = 0
+    while tries < most_tries:
+        group = make_group(rng, difficulty)
+        scenes = {frozenset(group.scene(member)) for member in range(GROUP_SIZE)}
+        tries += 1
+        if seen.isdisjoint(scenes):
+            seen |= scenes
+            tries = 0
+            yield group
+
+
+def render(
+    scene: tuple[SceneObject, ...], rng: random.Random, difficulty: Difficulty
+) -> tuple[Image.Image, list[list[float]]]:
+    """The scene as an RGB image of random size and aspect ratio, and its boxes: xyxy, raw frame, normalised to [0, 1],
+    largest area first.
+    """
+    width, height = random_size(rng)
+    shade = rng.randint(205, 250)
+    image = Image.new("RGB", (width, height), (shade, shade, shade))
+    if difficulty.noise:
+        add_noise(image, rng, difficulty.noise)
+    boxes = [paint(image, item) for item in scene]
+    boxes.sort(key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))
+    return image, [[left / width, top / height, right / width, bottom / height] for left, top, right, bottom in boxes]
+
+
+def random_size(rng: random.Random) -> tuple[int, int]:
+    """(width, height) in pixels: the longer side 160 to 320, up to twice the shorter."""
+    longer = rng.randint(160, 320)
+    shorter = round(longer / rng.uniform(1, 2))
+    return (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
+
+
+def add_noise(image: Image.Image, rng: random.Random, amplitude: int) -> None:
+    """Grey noise of 8 x 8 pixel tiles, up to `amplitude` darker."""
+    small = (image.width // 8 + 1, image.height // 8 + 1)
+    noise = Image.frombytes("L", small, bytes(rng.randrange(amplitude) for _ in range(small[0] * small[1])))
+    mask = noise.resize(image.size, Image.Resampling.NEAREST)
+    image.paste((0, 0, 0), mask=mask)
+
+
+def paint(image: Image.Image, item: SceneObject) -> tuple[int, int, int, int]:
+    """Paint an object into its cell; returns the box of the painted pixels, xyxy in pixels, right and bottom excluded."""
+    cell_width, cell_height = image.width / 3, image.height / 3
+    column, row = PLACES.index(item.place) % 3, PLACES.index(item.place) // 3
+    radius = RADII[item.size] * min(cell_width, cell_height)
+    centre = ((column + 0.5) * cell_width, (row + 0.5) * cell_height)
+    corner = (round(centre[0] - radius), round(centre[1] - radius))
+    mask = shape_mask(item.shape, round(2 * radius))
+    image.paste(COLOURS[item.colour], corner, mask)
+    left, top, right, bottom = mask.getbbox()
+    return corner[0] + left, corner[1] + top, corner[0] + right, corner[1] + bottom
+
+
+def shape_mask(shape: str, side: int) -> Image.Image:
+    """A 1-bit mask of `side` x `side` pixels."""
+    mask = Image.new("1", (side, side))
+    draw, last = ImageDraw.Draw(mask), side - 1
+    third = side / 3
+    if shape == "square":
+        draw.rectangle((0, 0, last, last), fill=1)
+    elif shape == "triangle":
+        draw.polygon([(last / 2, 0), (last, last), (0, last)], fill=1)
+    elif shape == "diamond":
+        draw.polygon([(last / 2, 0), (last, last / 2), (last / 2, last), (0, last / 2)], fill=1)
+    elif shape == "cross":
+        draw.rectangle((third, 0, last - third, last), fill=1)
+        draw.rectangle((0, third, last, last - third), fill=1)
+    else:
+        draw.ellipse((0, 0, last, last), fill=1)
+        if shape == "ring":
+            draw.ellipse((third, third, last - third, last - third), fill=0)
+    return mask

@@ -1,0 +1,56 @@
+"""Write the two files that the CIRR test server takes, and check them."""
+
+import argparse
+from pathlib import Path
+
+from evaluation_run import add_evaluation_flags, evaluation_config, score_split
+from lavis.common.errors import InputError
+from utils import HelpFormatter, run_main
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_evaluation_flags(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-folder", type=Path, default=Path("submission/CIRR"), help="where the files go")
+    output.add_argument("--rerank", action="store_true", help="refused: this fork has no re-ranking model")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> list[Path]:
+    """Write and check both files; returns their paths. Raises InputError where a flag or a file is wrong."""
+    arguments = vars(build_parser().parse_args(argv))
+    if arguments["rerank"]:
+        raise InputError("--rerank: this fork has no re-ranking model; leave the flag out")
+    folder = arguments.pop("output_folder")
+    config = evaluation_config(arguments)
+    from retrieval_task import cirr_test_task  # heavy: torch
+
+    scores, _, gallery = score_split(config, arguments["model_path"], "test1", cirr_test_task)
+    return [
+        write_checked(metric, scores, gallery, folder / config.blip_model_name)
+        for metric in ("recall", "recall_subset")
+    ]
+
+
+def write_checked(metric: str, scores, gallery, place: Path) -> Path:
+    """Rank, build, check and write one file; `place` is the folder and, as its last part, the name of the run."""
+    from submission import NAMES_PER_PAIR, build_submission, check_submission, submission_path, write_submission
+    from validate_blip import top_group_names, top_names
+
+    entries, k = gallery.triplets, NAMES_PER_PAIR[metric]
+    references = [entry["reference"] for entry in entries]
+    if metric == "recall":
+        names = top_names(scores, gallery.names, k, references)
+    else:
+        names = top_group_names(scores, gallery.names, [e["img_set"]["members"] for e in entries], references, k)
+    submission = build_submission(metric, [entry["pairid"] for entry in entries], names)
+    check_submission(submission, entries, k, gallery.names)
+    path = submission_path(metric, place.name, place.parent)
+    write_submission(path, submission)
+    print(f"{path}: {len(entries)} pairs with {k} names each, checked")
+    return path
+
+
+if __name__ == "__main__":
+    run_main(main)

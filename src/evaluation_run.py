@@ -1,0 +1,57 @@
+"""What the two evaluation scripts share: their flags, and a checkpoint set before a split of CIRR."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from lavis.common.errors import InputError
+from train_config import TrainConfig, find_preset
+
+DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
+    """Every flag but `--model-path` stores under the name of a field of `TrainConfig`, which holds its default."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model-path", type=Path, required=True, help="checkpoint (.pt) to evaluate")
+    model.add_argument("--blip-model-name", help="registered name of the model")
+    model.add_argument("--backbone", help="pretrain, tiny, or the path of a model's YAML file")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-path", type=Path, help="folder of the dataset (default: cirr_dataset of this repository)")
+    data.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
+    data.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
+    data.add_argument("--num-workers", type=int, help="processes that load images")
+    run = parser.add_argument_group("evaluation")
+    run.add_argument("--batch-size", type=int, help="images, or queries, at a time")
+    run.add_argument("--device", help="auto, cpu, cuda or cuda:N")
+    run.add_argument("--precision", choices=("auto", "fp16", "bf16", "fp32"), help="autocast; auto is fp16 on CUDA")
+    run.add_argument("--memory-mib", type=float, help="bound on the ranking's temporary memory, in MiB")
+    names = {action.dest for action in parser._actions}
+    parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in names and name != "dataset"})
+
+
+def evaluation_config(arguments: dict, dataset: str = "CIRR") -> TrainConfig:
+    """The fields of `TrainConfig` among the arguments. Raises InputError for an unknown dataset or no checkpoint."""
+    find_preset(dataset)
+    if not arguments["model_path"].is_file():
+        raise InputError(f"no checkpoint at {arguments['model_path']}: give the path of a .pt file as --model-path")
+    known = {name: value for name, value in arguments.items() if name in DEFAULTS and name != "dataset"}
+    return TrainConfig(dataset=dataset, **known)
+
+
+def score_split(config: TrainConfig, model_path: Path, split: str, make_task):
+    """Load the checkpoint, score every query of a CIRR split -> (scores (Q, N), task, gallery dataset)."""
+    import engine
+    from data_utils import CIRRDataset, build_preprocess
+    from lavis.models import load_model_and_preprocess
+
+    runtime = engine.choose_runtime(config.device, config.precision)
+    gallery = CIRRDataset(split, "classic", build_preprocess(config.transform, config.target_ratio), config.data_path)
+    gallery.check_images()
+    model, _, txt_processors = load_model_and_preprocess(
+        config.blip_model_name, config.backbone, is_eval=True, device=runtime.device, weights=str(model_path)
+    )
+    size = model.config.vision.image_size
+    gallery.preprocess = build_preprocess(config.transform, config.target_ratio, size)
+    task = make_task(gallery, txt_processors["eval"])
+    return engine.score_queries(model, task, config, runtime), task, gallery
