@@ -153,7 +153,7 @@ class CIRRDataset(Dataset):
 
 
 def missing_files(root: Path, relative_paths: Iterable[str]) -> list[str]:
-    """The paths, relative to `root`, at which there is no file, in order: one listing per folder, not one call a file."""
+    """The paths, relative to `root`, at which there is no file: one listing per folder, not one call per file."""
     by_folder = defaultdict(list)
     for path in relative_paths:
         by_folder[os.path.dirname(path)].append(path)

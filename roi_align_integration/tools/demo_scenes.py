@@ -226,7 +226,7 @@ def add_noise(image: Image.Image, rng: random.Random, amplitude: int) -> None:
 
 
 def paint(image: Image.Image, item: SceneObject) -> tuple[int, int, int, int]:
-    """Paint an object into its cell; returns the box of the painted pixels, xyxy in pixels, right and bottom excluded."""
+    """Paint an object into its cell -> the box of the painted pixels: xyxy in pixels, right and bottom excluded."""
     cell_width, cell_height = image.width / 3, image.height / 3
     column, row = PLACES.index(item.place) % 3, PLACES.index(item.place) // 3
     radius = RADII[item.size] * min(cell_width, cell_height)

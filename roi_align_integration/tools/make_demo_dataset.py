@@ -1,4 +1,4 @@
-"""Make a small dataset in CIRR's layout, with exact boxes: scenes of coloured shapes, captions that change one object."""
+"""Make a small dataset in CIRR's layout: scenes of coloured shapes, captions that change one object, exact boxes."""
 
 import argparse
 import json
