@@ -5,14 +5,16 @@ from pathlib import Path
 
 from evaluation_run import add_evaluation_flags, evaluation_config, score_split
 from lavis.common.errors import InputError
-from utils import HelpFormatter, run_main
+from utils import REPOSITORY, HelpFormatter, run_main
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_evaluation_flags(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--output-folder", type=Path, default=Path("submission/CIRR"), help="where the files go")
+    output.add_argument(
+        "--output-folder", type=Path, default=REPOSITORY / "submission" / "CIRR", help="where the files go"
+    )
     output.add_argument("--rerank", action="store_true", help="refused: this fork has no re-ranking model")
     return parser
 

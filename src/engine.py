@@ -184,7 +184,7 @@ def train_one_epoch(
 def progress(means: dict[str, float], model: nn.Module, learning_rate: float, speed: float) -> dict[str, str]:
     """What stands behind the bar."""
     shown = {name: f"{mean:.3f}" for name, mean in means.items()}
-    return shown | {"lr": f"{learning_rate:.1e}", "temp": f"{float(model.temp):.4f}", "img/s": f"{speed:.0f}"}
+    return shown | {"lr": f"{learning_rate:.1e}", "temp": f"{model.temp.item():.4f}", "img/s": f"{speed:.0f}"}
 
 
 def check_health(model: nn.Module, means: dict[str, float], epoch: int, step: int) -> None:
@@ -196,9 +196,9 @@ def check_health(model: nn.Module, means: dict[str, float], epoch: int, step: in
             f"{', '.join(broken)} became NaN or infinite by {where}: lower --learning-rate, or use --precision bf16;"
             " what was saved before stays as it is"
         )
-    if not float(model.temp) > 0:
+    if not model.temp.item() > 0:
         raise InputError(
-            f"the temperature fell to {float(model.temp):.4g} by {where}, and scores are divided by it: lower"
+            f"the temperature fell to {model.temp.item():.4g} by {where}, and scores are divided by it: lower"
             " --learning-rate or train for fewer epochs; what was saved before stays as it is"
         )
 
@@ -279,7 +279,7 @@ def fit(
         append_csv(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
         if config.save_training:
             save_model(model, epoch, saved / LAST_FILE)
-        print(f"epoch {epoch}: {_short(means)}, temp {float(model.temp):.5f}", flush=True)
+        print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
         if epoch % config.validation_frequency:
             continue
         metrics = evaluate(model, task, config, runtime)

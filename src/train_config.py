@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavis.common.errors import InputError
+from utils import REPOSITORY
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class TrainConfig:
     save_training: bool = False
     save_best: bool = False
     save_memory: bool = False
-    output_folder: Path = Path("models")
+    output_folder: Path = REPOSITORY / "models"
 
     def __post_init__(self):
         positive = ("num_epochs", "batch_size", "validation_frequency", "learning_rate", "memory_mib")

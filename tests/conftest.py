@@ -35,3 +35,40 @@ def reference_dir(recorded) -> Path:
     """A folder of upstream's numbers for one model: `$SPRC_REFERENCE_DIR`, or the recorded `vit_g_tiny`."""
     given = os.environ.get("SPRC_REFERENCE_DIR")
     return Path(given).resolve() if given else recorded / "vit_g_tiny"
+
+
+SMALL_MODEL = """
+vision: {encoder: eva_clip_g, image_size: 56, patch_size: 14, width: 32, depth: 1, heads: 2, mlp_ratio: 2.0, seed: 1}
+qformer: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, vocab_size: 1024,
+          num_query_token: 4, initializer_range: 0.1}
+embed_dim: 16
+tokenizer: tiny_vocab.txt
+needs_weights: false
+"""
+
+
+@pytest.fixture(scope="session")
+def small_yaml(tmp_path_factory) -> str:
+    """The path of a model configuration that is quick to run: 56 px input, 4 query tokens, dropout on."""
+    path = tmp_path_factory.mktemp("model") / "small.yaml"
+    path.write_text(SMALL_MODEL)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """A demo dataset of 24 training, 18 validation and 60 test images. Read only."""
+    from make_demo_dataset import DemoSettings, make_demo_dataset
+
+    folder = tmp_path_factory.mktemp("demo")
+    settings = DemoSettings(24, 40, val_images=18, val_triplets=30, test_images=60, test_triplets=20, seed=3)
+    make_demo_dataset(folder, settings)
+    return folder
+
+
+@pytest.fixture
+def demo_copy(demo, tmp_path) -> Path:
+    """A demo dataset that a test may break."""
+    import shutil
+
+    return shutil.copytree(demo, tmp_path / "demo")

@@ -47,6 +47,7 @@ def use_half_precision(vit: nn.Module) -> nn.Module:
 def seed_weights(module: nn.Module, seed: int) -> None:
     """Random weights that are the same to the last bit on every machine: uniform, variance 1 / fan-in, norms 1 and 0.
 
+    The class token and the positions have variance 1, as large as a patch: else no later layer could tell places apart.
     torch's normal generator takes other code paths on other processors. Here 24 raw bits of PCG64 make each number,
     and one correctly rounded float32 multiplication scales it.
     """
@@ -56,6 +57,6 @@ def seed_weights(module: nn.Module, seed: int) -> None:
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             continue
         integers = (bits.random_raw(parameter.numel()) >> np.uint64(40)).astype(np.float32) - np.float32(2**23)
-        fan_in = parameter[0].numel() if name.endswith("weight") else parameter.shape[-1]
+        fan_in = parameter[0].numel() if name.endswith("weight") else 1
         scale = np.float32((3.0 / fan_in) ** 0.5 / 2**23)
         parameter.copy_(torch.from_numpy(integers * scale).view(parameter.shape))

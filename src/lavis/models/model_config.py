@@ -42,6 +42,7 @@ class QformerConfig:
     cross_attention_freq: int = 2
     max_position_embeddings: int = 512
     dropout: float = 0.1
+    initializer_range: float = 0.02
 
 
 @dataclass(frozen=True)

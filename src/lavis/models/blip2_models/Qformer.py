@@ -83,6 +83,7 @@ def _transformers_config(config: QformerConfig, vision_width: int) -> Blip2QForm
         attention_probs_dropout_prob=config.dropout,
         max_position_embeddings=config.max_position_embeddings,
         layer_norm_eps=1e-12,
+        initializer_range=config.initializer_range,
         cross_attention_frequency=config.cross_attention_freq,
         encoder_hidden_size=vision_width,
         use_qformer_text_input=True,

@@ -1,0 +1,187 @@
+"""The loop: order, seeds, optimizer, what is saved, what stops it; scores against the obvious slow way."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+
+import engine
+from data_utils import CIRRDataset, collate_fn, targetpad_transform
+from lavis.common.errors import InputError
+from lavis.models import load_model_and_preprocess
+from retrieval_task import cirr_task
+from train_config import PRESETS, TrainConfig, find_preset
+
+CPU = engine.Runtime(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def config(demo) -> TrainConfig:
+    return TrainConfig("CIRR", data_path=demo, batch_size=8, num_workers=0, num_epochs=2, learning_rate=1e-3)
+
+
+@pytest.fixture
+def parts(demo, small_yaml):
+    """Model, training set, function from batch to samples, validation task."""
+    torch.manual_seed(0)
+    model, _, texts = load_model_and_preprocess("blip2_cir_align_prompt", small_yaml)
+    preprocess = targetpad_transform(dim=56)
+    task = cirr_task(CIRRDataset("val", "classic", preprocess, demo), texts["eval"])
+
+    def make_samples(batch):
+        return dict(zip(("image", "target", "text_input"), batch, strict=True))
+
+    return model, CIRRDataset("train", "relative", preprocess, demo), make_samples, task
+
+
+def read_csv(path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        sampler = engine.EpochSampler(50, seed)
+        sampler.epoch = epoch
+        return list(sampler)
+
+    assert sorted(order(0, 0)) == list(range(50))
+    torch.manual_seed(5)
+    assert order(0, 3) == order(0, 3)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_losses_and_weights_must_share_their_names():
+    loss = torch.tensor(2.0)
+    assert engine.total_loss({"a": loss, "b": loss}, {"a": 1.0, "b": 0.5}) == 3
+    with pytest.raises(KeyError, match="same names"):
+        engine.total_loss({"a": loss}, {"a": 1.0, "b": 1.0})
+
+
+@pytest.mark.parametrize(("epochs", "planned"), [(2, 80), (100, 100)])
+def test_the_schedule_is_planned_as_upstream(config, epochs, planned):
+    model = torch.nn.Linear(2, 2)
+    config = dataclasses.replace(config, num_epochs=epochs)
+    found = engine.Optimization(model, config, steps_per_epoch=3, runtime=CPU)
+    rates, momenta = [], []
+    for _ in range(epochs * 3):
+        rates.append(found.learning_rate)
+        momenta.append(found.optimizer.param_groups[0]["betas"][0])
+        found.step(model(torch.ones(2)).sum())
+    other = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    expected = torch.optim.lr_scheduler.OneCycleLR(
+        other, max_lr=1e-3, pct_start=1 / 50, steps_per_epoch=3, epochs=planned
+    )
+    for rate, momentum in zip(rates, momenta, strict=True):
+        assert (rate, momentum) == (expected.get_last_lr()[0], other.param_groups[0]["betas"][0])
+        other.step()
+        expected.step()
+    group = found.optimizer.param_groups[0]
+    assert (group["betas"][1], group["eps"], group["weight_decay"]) == (0.98, 1e-7, 0.05)
+
+
+def test_scores_match_one_query_at_a_time(parts, config):
+    model, _, _, task = parts
+    found = engine.score_queries(model, task, dataclasses.replace(config, batch_size=5, memory_mib=0.01), CPU)
+    gallery = torch.stack([task.gallery[i][1] for i in range(len(task.gallery))])
+    features, embeds = model.extract_target_features(gallery)
+    for query, (name, caption) in enumerate(zip(task.reference_names, task.captions, strict=True)):
+        row = task.gallery_names.index(name)
+        expected = model.inference(embeds[row : row + 1], features, [caption])
+        torch.testing.assert_close(found[query], expected[0], atol=1e-5, rtol=0)
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("flags", "files"),
+    [
+        ({}, set()),
+        ({"save_training": True}, {"tuned_clip_last.pt"}),
+        ({"save_best": True}, {"tuned_clip_arithmetic.pt"}),
+        ({"save_training": True, "save_best": True}, {"tuned_clip_last.pt", "tuned_clip_arithmetic.pt"}),
+    ],
+)
+def test_what_is_saved(parts, config, tmp_path, flags, files):
+    config = dataclasses.replace(config, num_epochs=1, **flags)
+    model, train_set, make_samples, task = parts
+    best = engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+    assert {path.name for path in tmp_path.glob("saved_models/*")} == files
+    rows = read_csv(tmp_path / "train_metrics.csv")
+    assert [list(row) for row in rows] == [["epoch", "loss_itc", "loss_rtc", "loss_align"]]
+    row = read_csv(tmp_path / "validation_metrics.csv")[0]
+    names = ["group_recall_at1", "group_recall_at2", "group_recall_at3", "recall_at1", "recall_at5", "recall_at10"]
+    names += ["recall_at50", "mean(R@5+R_s@1)", "arithmetic_mean", "harmonic_mean", "geometric_mean"]
+    assert list(row) == ["epoch", *names]
+    assert best.metrics == {name: float(row[name]) for name in names}
+
+
+def test_validation_frequency(parts, config, tmp_path):
+    config = dataclasses.replace(config, num_epochs=3, validation_frequency=2)
+    model, train_set, make_samples, task = parts
+    engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+    assert [row["epoch"] for row in read_csv(tmp_path / "train_metrics.csv")] == ["0", "1", "2"]
+    assert [row["epoch"] for row in read_csv(tmp_path / "validation_metrics.csv")] == ["0", "2"]
+
+
+def test_the_first_of_equal_epochs_is_the_best():
+    best = engine.Best("m")
+    assert [best.update(epoch, {"m": value}) for epoch, value in enumerate([1.0, 3.0, 3.0, 2.0])] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert (best.epoch, best.metrics) == (1, {"m": 3.0})
+
+
+@pytest.mark.parametrize("value", [0.0, -0.01])
+def test_a_temperature_at_zero_stops_the_training(parts, config, tmp_path, value):
+    model, train_set, make_samples, task = parts
+    with torch.no_grad():
+        model.temp.fill_(value)
+    with pytest.raises(InputError, match=r"temperature|NaN"):
+        engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+    assert not (tmp_path / "saved_models").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_training(parts, config, tmp_path):
+    model, train_set, make_samples, task = parts
+    with torch.no_grad():
+        model.vision_proj.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"loss_itc.*epoch 0, step 0"):
+        engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+
+
+def test_a_batch_larger_than_the_data_is_refused(parts, config):
+    with pytest.raises(InputError, match="41 is more than the 40"):
+        engine.make_train_loader(parts[1], dataclasses.replace(config, batch_size=41), CPU.device)
+
+
+def test_the_loader_drops_the_incomplete_batch(parts, config):
+    loader = engine.make_train_loader(parts[1], dataclasses.replace(config, batch_size=12), CPU.device)
+    assert [len(batch[2]) for batch in loader] == [12, 12, 12]
+    assert loader.collate_fn is collate_fn
+
+
+def test_devices_and_precisions(monkeypatch):
+    assert engine.choose_runtime("cpu", "auto") == CPU
+    for arguments, part in ((("cpu", "fp16"), "CUDA"), (("toaster", "auto"), "toaster"), (("cpu", "fp8"), "fp8")):
+        with pytest.raises(InputError, match=part):
+            engine.choose_runtime(*arguments)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="sees 0 CUDA"):
+            engine.choose_runtime("cuda")
+
+
+@pytest.mark.parametrize("field", ["num_epochs", "batch_size", "validation_frequency", "learning_rate", "memory_mib"])
+def test_settings_that_cannot_be(field):
+    with pytest.raises(InputError, match=field.replace("_", "-")):
+        TrainConfig("CIRR", **{field: 0})
+
+
+def test_datasets_have_presets():
+    assert find_preset("CiRr") is PRESETS["cirr"]
+    with pytest.raises(InputError, match="'imagenet'"):
+        find_preset("imagenet")
+    assert TrainConfig("CIRR").loss_weights == {"loss_itc": 1.0, "loss_rtc": 0.4, "loss_align": 0.4}
