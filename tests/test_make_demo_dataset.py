@@ -77,20 +77,23 @@ def test_more_triplets_than_pairs_is_an_error(tmp_path):
         make_demo_dataset(tmp_path, DemoSettings(6, 1000))
 
 
+def painted_box(pixels: np.ndarray, item) -> list[float]:
+    """The box of an object's colour within its cell, searched pixel by pixel, normalised."""
+    height, width, _ = pixels.shape
+    row, column = divmod(demo_scenes.PLACES.index(item.place), 3)
+    top, left = row * height // 3, column * width // 3
+    cell = pixels[top : -(-(row + 1) * height // 3), left : -(-(column + 1) * width // 3)]
+    rows, columns = np.nonzero((cell == COLOURS[item.colour]).all(axis=2))
+    pixel_box = (left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1)
+    return [edge / side for edge, side in zip(pixel_box, (width, height, width, height), strict=True)]
+
+
 @pytest.mark.parametrize("difficulty", ["easy", "normal"])
 def test_boxes_are_exact(difficulty):
     for number, group in enumerate(groups_of(difficulty, 10)):
         scene = group.scene(number % 6)
         image, boxes = demo_scenes.render(scene, random.Random(number), DIFFICULTIES[difficulty])
-        pixels, found = np.asarray(image), []
-        for item in scene:
-            column, row = demo_scenes.PLACES.index(item.place) % 3, demo_scenes.PLACES.index(item.place) // 3
-            painted = (pixels == COLOURS[item.colour]).all(axis=2)
-            cell = np.zeros_like(painted)
-            cell[row * image.height // 3 : -(-(row + 1) * image.height // 3), column * image.width // 3 : -(-(column + 1) * image.width // 3)] = True  # fmt: skip
-            rows, columns = np.nonzero(painted & cell)
-            found.append([columns.min() / image.width, rows.min() / image.height,
-                          (columns.max() + 1) / image.width, (rows.max() + 1) / image.height])  # fmt: skip
+        found = [painted_box(np.asarray(image), item) for item in scene]
         assert len(boxes) == len(scene)
         one_pixel = 1.01 / min(image.size)
         np.testing.assert_allclose(sorted(boxes), sorted(found), atol=one_pixel)
@@ -118,7 +121,7 @@ def test_a_caption_determines_its_target_in_the_group():
         for reference, target in demo_scenes.group_triplets(group):
             old, new = group.variants[reference], group.variants[target]
             caption = demo_scenes.caption_of(old, new, rng)
-            said = [value for value in ((new.colour, new.shape, new.size, new.place) if new else ())]
+            said = (new.colour, new.shape, new.size, new.place) if new else ()
             kind = demo_scenes.change_between(old, new)
             if kind == "add":
                 assert all(word in caption for word in said)

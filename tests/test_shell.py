@@ -42,7 +42,7 @@ def test_no_flag_and_wrong_flags_show_the_usage():
 
 @pytest.fixture
 def fake_project(tmp_path) -> Path:
-    """A copy of the set-up in a folder with a space, and a python3 that records its calls and makes fake environments."""
+    """A copy of the set-up in a folder with a space, and a python3 that records its calls and fakes what they do."""
     project = tmp_path / "a project"
     (project / "roi_align_integration").mkdir(parents=True)
     shutil.copytree(TOOLS, project / "roi_align_integration" / "tools")
