@@ -6,5 +6,6 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/roi_align_integration/tools/setup_env.sh"
 sprc_setup --dev
 cd "$ROOT"
-export OMP_NUM_THREADS=1 # the tests run in two processes
-exec "$PYTHON" -m pytest -q -n 2 "$@"
+CORES="$(getconf _NPROCESSORS_ONLN)"
+export OMP_NUM_THREADS=1 # each of the processes that run tests has a core for itself
+exec "$PYTHON" -m pytest -q -n "$((CORES < 8 ? CORES : 8))" "$@"

@@ -98,7 +98,7 @@ def test_boxes_are_exact(difficulty):
         one_pixel = 1.01 / min(image.size)
         np.testing.assert_allclose(sorted(boxes), sorted(found), atol=one_pixel)
         areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
-        assert areas == sorted(areas, reverse=True)
+        assert areas == pytest.approx(sorted(areas, reverse=True))
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

@@ -1,8 +1,10 @@
-"""The shell scripts: clean, executable, helpful, and sparing with environments."""
+"""The shell scripts: clean, executable, helpful, and sparing with environments. Nothing here asks a package index."""
 
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,20 +13,40 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "roi_align_integration" / "tools"
 AUTO_TRAIN = TOOLS / "auto_train_with_boxes.sh"
 SCRIPTS = [*TOOLS.glob("*.sh"), ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
+SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+# All that the scripts call, but Python: a test's PATH holds nothing else.
+COMMANDS = "bash cat cksum cp date dirname flock getconf mkdir rm rmdir sleep tee"
+
+# Stands in for every Python: notes its calls, and does what the environment variables say.
+FAKE_PYTHON = """#!/bin/bash
+echo "${0##*/} $*" >>"$CALLS"
+says() { echo "$2" >&2; exit "$1"; }
+case "$*" in
+  *check_env.py*)
+    if [[ "$0" == *.venv* ]]; then says "${VENV_STATUS:-0}" "the venv's answer"; fi
+    says "$ACTIVE_STATUS" "the active one's answer" ;;
+  *"import ensurepip"*) exit "${ENSUREPIP_STATUS:-0}" ;;
+  *"print("*) echo python3.11 ;;
+  *version_info*) [[ "$0" == *.venv* ]] || exit "${VERSION_STATUS:-0}" ;;
+  *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
+  *"-m pip install"*) eval "${PIP_DOES:-:}" ;;
+  *blip_fine_tune_2.py*) echo "metrics"; echo "progress" >&2; exit "${TRAIN_STATUS:-0}" ;;
+esac
+"""
 
 
 def bash(*command, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", *map(str, command)], capture_output=True, text=True, **options)
+    return subprocess.run(["bash", *map(str, command)], capture_output=True, text=True, timeout=60, **options)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_shellcheck_is_clean():
-    answer = subprocess.run(["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+    answer = subprocess.run([SHELLCHECK, "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout
 
 
 def test_scripts_that_are_run_directly_are_executable():
-    assert all(os.access(path, os.X_OK) for path in (AUTO_TRAIN, ROOT / ".ci" / "run"))
+    assert all(os.access(path, os.X_OK) for path in (AUTO_TRAIN, ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"))
 
 
 def test_help_names_every_flag():
@@ -33,81 +55,294 @@ def test_help_names_every_flag():
     assert all(flag in answer.stdout for flag in ("--test", "--full", "--help"))
 
 
-def test_no_flag_and_wrong_flags_show_the_usage():
-    for flags in ([], ["--tset"]):
-        answer = bash(AUTO_TRAIN, *flags)
-        assert answer.returncode == 2
-        assert "usage:" in answer.stderr
+@pytest.mark.parametrize("flags", [[], ["--tset"], ["--test", "--full"], ["--test", "10"]])
+def test_no_flag_and_wrong_flags_show_the_usage(flags):
+    answer = bash(AUTO_TRAIN, *flags)
+    assert answer.returncode == 2
+    assert "usage:" in answer.stderr
+    assert not flags or f"unknown: {' '.join(flags)};" in answer.stderr
 
 
 @pytest.fixture
-def fake_project(tmp_path) -> Path:
-    """A copy of the set-up in a folder with a space, and a python3 that records its calls and fakes what they do."""
+def project(tmp_path) -> Path:
+    """A copy of the set-up in a folder with a space, beside a `bin` whose Pythons are fakes and nothing else is."""
     project = tmp_path / "a project"
     (project / "roi_align_integration").mkdir(parents=True)
-    shutil.copytree(TOOLS, project / "roi_align_integration" / "tools")
+    shutil.copytree(TOOLS, project / "roi_align_integration" / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, project)
-    fake = tmp_path / "bin" / "python3.11"
-    fake.parent.mkdir()
-    fake.write_text(
-        "#!/bin/bash\n"
-        'echo "$*" >>"$CALLS"\n'
-        'case "$*" in\n'
-        '  *check_env.py*) [[ "$0" == *.venv* ]] || { echo "$ACTIVE_SAYS" >&2; exit "$ACTIVE_STATUS"; } ;;\n'
-        '  *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;\n'
-        '  *"-m pip"*) exit "${PIP_STATUS:-0}" ;;\n'
-        "esac\n"
-    )
-    fake.chmod(0o755)
-    (fake.parent / "python3").symlink_to(fake)
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for command in COMMANDS.split():
+        if found := shutil.which(command):
+            (binaries / command).symlink_to(found)
+    for name in ("python3", "python3.11"):
+        (binaries / name).write_text(FAKE_PYTHON)
+        (binaries / name).chmod(0o755)
+    (tmp_path / "calls").touch()
     return project
 
 
-def set_up(project: Path, active_status: int, **environ) -> subprocess.CompletedProcess:
-    variables = os.environ | {
-        "PATH": f"{project.parent / 'bin'}:/usr/bin:/bin",
+def variables(project: Path, active_status: int, **environ) -> dict:
+    return {
+        "PATH": str(project.parent / "bin"),
         "CALLS": str(project.parent / "calls"),
         "ACTIVE_STATUS": str(active_status),
-        "ACTIVE_SAYS": "what the probe says",
-    }
-    script = 'set -euo pipefail; source "$1/roi_align_integration/tools/setup_env.sh"; sprc_setup; echo "$PYTHON"'
-    return bash("-c", script, "bash", project, env=variables | environ)
+    } | environ
+
+
+def set_up_command(project: Path, flag: str = "") -> list[str]:
+    script = (
+        f'set -euo pipefail; source "$1/roi_align_integration/tools/setup_env.sh"; sprc_setup {flag}; echo "$PYTHON"'
+    )
+    return ["-c", script, "bash", str(project)]
+
+
+def set_up(project: Path, active_status: int, flag: str = "", **environ) -> subprocess.CompletedProcess:
+    return bash(*set_up_command(project, flag), env=variables(project, active_status, **environ), cwd="/")
 
 
 def calls(project: Path, part: str) -> int:
     return sum(part in line for line in (project.parent / "calls").read_text().splitlines())
 
 
-def test_a_complete_active_environment_is_used(fake_project):
-    answer = set_up(fake_project, 0)
-    assert answer.stdout == f"{fake_project.parent / 'bin' / 'python3'}\n"
-    assert not (fake_project / ".venv").exists()
+def venvs_and_installs(project: Path) -> tuple[int, int]:
+    return calls(project, "-m venv"), calls(project, "-m pip install")
 
 
-def test_an_incomplete_one_leads_to_one_venv(fake_project):
-    for _ in range(2):
-        answer = set_up(fake_project, 1)
-        assert answer.returncode == 0, answer.stderr
-        assert answer.stdout.splitlines()[-1] == f"{fake_project}/.venv/bin/python"
-    assert calls(fake_project, "-m venv") == 1
-    assert calls(fake_project, "-m pip") == 1
-    (fake_project / "requirements.txt").write_text("numpy>=2\n")
-    set_up(fake_project, 1)
-    assert calls(fake_project, "-m venv") == 1
-    assert calls(fake_project, "-m pip") == 2
+def test_a_complete_active_environment_is_used(project):
+    answer = set_up(project, 0)
+    assert answer.stdout == f"{project.parent / 'bin' / 'python3'}\n"
+    assert answer.stderr == ""
+    assert not (project / ".venv").exists()
 
 
-def test_a_fault_stops_with_what_the_probe_says(fake_project):
-    answer = set_up(fake_project, 2)
+def test_an_incomplete_one_leads_to_one_venv(project):
+    answer = set_up(project, 1)
+    assert answer.returncode == 0, answer.stderr
+    assert "set-up: the active one's answer" in answer.stdout  # why
+    assert answer.stdout.splitlines()[-1] == f"{project}/.venv/bin/python"
+    assert set_up(project, 1).stdout == f"{project}/.venv/bin/python\n"
+    assert venvs_and_installs(project) == (1, 1)
+
+
+def test_changed_requirements_are_installed_into_the_same_venv(project):
+    set_up(project, 1)
+    (project / "requirements.txt").write_text("numpy>=2\n")
+    assert set_up(project, 1).returncode == 0
+    assert venvs_and_installs(project) == (1, 2)
+
+
+def test_the_tests_need_more_of_the_same_venv(project):
+    for flag in ("", "--dev", "", "--dev"):
+        assert set_up(project, 1, flag).returncode == 0
+    assert venvs_and_installs(project) == (1, 2)
+    assert calls(project, "requirements-dev.txt") == 1
+    assert calls(project, "--dev") == 4  # twice, the probe of the active one and that of the venv
+
+
+def test_a_fault_stops_with_what_the_probe_says(project):
+    answer = set_up(project, 2)
     assert answer.returncode == 2
-    assert "error: what the probe says" in answer.stderr
-    assert not (fake_project / ".venv").exists()
+    assert answer.stderr == "error: the active one's answer\n"
+    assert not (project / ".venv").exists()
 
 
-def test_a_failed_install_is_done_again(fake_project):
-    answer = set_up(fake_project, 1, PIP_STATUS="1")
+def test_a_fault_of_the_venv_stops_every_time_and_installs_once(project):
+    for _ in range(2):
+        answer = set_up(project, 1, VENV_STATUS="2")
+        assert answer.returncode == 2
+        assert "error: the venv's answer" in answer.stderr
+    assert venvs_and_installs(project) == (1, 1)
+
+
+def test_a_venv_that_lacks_something_is_installed_into_again(project):
+    set_up(project, 1)
+    answer = set_up(project, 1, VENV_STATUS="1")
+    assert answer.returncode == 2
+    assert f"remove {project}/.venv and run this again" in answer.stderr
+    assert venvs_and_installs(project) == (1, 2)
+
+
+def test_a_failed_install_is_done_again_in_the_same_venv(project):
+    answer = set_up(project, 1, PIP_DOES="exit 1")
     assert answer.returncode == 2
     assert "PIP_INDEX_URL" in answer.stderr
-    assert set_up(fake_project, 1).returncode == 0
-    assert calls(fake_project, "-m pip") == 2
+    assert set_up(project, 1).returncode == 0
+    assert venvs_and_installs(project) == (1, 2)
+
+
+def test_an_interrupted_install_starts_anew(project):
+    answer = set_up(project, 1, PIP_DOES="kill -9 $PPID")
+    assert answer.returncode != 0
+    (project / ".venv" / "half").touch()
+    assert set_up(project, 1).returncode == 0
+    assert venvs_and_installs(project) == (2, 2)
+    assert not (project / ".venv" / "half").exists()
+
+
+def test_an_active_venv_does_not_make_itself_anew(project):
+    set_up(project, 1, PIP_DOES="kill -9 $PPID")
+    inside = project / ".venv" / "bin"
+    shutil.copy(inside / "python", inside / "python3.11")
+    path = f"{inside}:{project.parent / 'bin'}"
+    answer = set_up(project, 1, PATH=path)
+    assert answer.returncode == 0, answer.stderr
+    assert f"making {project}/.venv with {project.parent / 'bin' / 'python3.11'}" in answer.stdout
+
+
+def test_a_python_that_is_too_old_or_none_is_said(project):
+    answers = [set_up(project, 1, VERSION_STATUS="1")]
+    for name in ("python3", "python3.11"):
+        (project.parent / "bin" / name).unlink()
+    answers.append(set_up(project, 1))
+    for answer in answers:
+        assert answer.returncode == 2
+        assert "no Python 3.11 or newer on PATH" in answer.stderr
+        assert "python3.11-venv" in answer.stderr
+
+
+def test_a_python_without_ensurepip_is_said(project):
+    answer = set_up(project, 1, ENSUREPIP_STATUS="1")
+    assert answer.returncode == 2
+    assert "python3.11 lacks venv and ensurepip" in answer.stderr
+    assert "no Python 3.11" not in answer.stderr
+    assert not (project / ".venv").exists()
+
+
+@pytest.mark.parametrize("lock", ["flock", "folder"])
+def test_two_at_once_install_once(project, lock):
+    if lock == "folder":
+        (project.parent / "bin" / "flock").unlink(missing_ok=True)
+    elif shutil.which("flock") is None:
+        pytest.skip("this machine has no flock")
+    environ = variables(project, 1, PIP_DOES="sleep 1")
+    command = ["bash", *set_up_command(project)]
+    both = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert [output.splitlines()[-1] for output in outputs] == [f"{project}/.venv/bin/python"] * 2
+    assert venvs_and_installs(project) == (1, 1)
+    assert sum("waiting for another set-up" in output for output in outputs) == 1
+    assert not (project / ".venv.lock.d").exists()
+
+
+def test_an_interrupt_gives_the_folder_lock_back(project):
+    (project.parent / "bin" / "flock").unlink(missing_ok=True)
+    environ = variables(project, 1, PIP_DOES="kill -TERM $PPID")
+    assert bash(*set_up_command(project), env=environ).returncode != 0
+    assert not (project / ".venv.lock.d").exists()
+
+
+def auto_train(project: Path, flag: str, **environ) -> subprocess.CompletedProcess:
+    script = project / "roi_align_integration" / "tools" / AUTO_TRAIN.name
+    return bash(script, flag, env=variables(project, 0, **environ), cwd="/")
+
+
+def put(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def put_cirr(project: Path) -> None:
+    put(project / "cirr_dataset" / "cirr" / "captions" / "cap.rc2.train.json")
+
+
+def training_calls(project: Path) -> list[str]:
+    lines = (project.parent / "calls").read_text().splitlines()
+    return [line for line in lines if "blip_fine_tune_2.py" in line]
+
+
+def test_a_test_run_without_data_says_so_and_takes_the_demo_dataset(project):
+    answer = auto_train(project, "--test", SPRC_WEIGHTS=str(put(project / "w.pt")))
+    assert answer.returncode == 0, answer.stderr
+    assert "cap.rc2.train.json is not there" in answer.stdout
+    assert "weights:" not in answer.stdout
+    assert calls(project, "make_demo_dataset.py") == 1
+    (call,) = training_calls(project)
+    assert f"--data-path {project}/roi_align_integration/data/demo_dataset --backbone tiny --weights random" in call
+    assert "--save-best" in call
+
+
+def test_a_test_run_on_cirr_is_bounded(project):
+    put_cirr(project)
+    weights = put(project / "models" / "weights" / "the one.pt")
+    answer = auto_train(project, "--test")
+    assert answer.returncode == 0, answer.stderr
+    (call,) = training_calls(project)
+    assert f"--weights {weights} --backbone pretrain --max-triplets 100 --num-epochs 2" in call
+    assert calls(project, "make_demo_dataset.py") == 0
+
+
+def test_a_full_run_takes_the_defaults(project):
+    put_cirr(project)
+    answer = auto_train(project, "--full", SPRC_WEIGHTS=str(put(project / "w.pt")))
+    assert answer.returncode == 0, answer.stderr
+    (call,) = training_calls(project)
+    assert call.endswith(f"--save-best --data-path {project}/cirr_dataset --weights {project}/w.pt --save-training")
+
+
+def test_a_full_run_says_all_that_is_missing(project):
+    answer = auto_train(project, "--full")
+    assert answer.returncode == 2
+    assert "cap.rc2.train.json is not there" in answer.stderr
+    assert f"put an SPRC checkpoint (.pt) in {project}/models/weights" in answer.stderr
+    assert "step 2 (check the data) failed" in answer.stderr
+    assert training_calls(project) == []
+
+
+def test_several_weights_are_not_guessed_between(project):
+    put_cirr(project)
+    for name in ("a.pt", "b.pt"):
+        put(project / "models" / "weights" / name)
+    answer = auto_train(project, "--full")
+    assert answer.returncode == 2
+    assert "holds 2 .pt files: name one in SPRC_WEIGHTS" in answer.stderr
+
+
+def test_weights_that_are_not_there_are_an_error(project):
+    answer = auto_train(project, "--test", SPRC_WEIGHTS="/no/such.pt")
+    assert answer.returncode == 2
+    assert "SPRC_WEIGHTS: there is no file /no/such.pt" in answer.stderr
+
+
+def test_a_failing_step_is_named_and_its_status_kept(project):
+    answer = auto_train(project, "--test", TRAIN_STATUS="7")
+    assert answer.returncode == 7
+    assert "step 4 (train and validate on the demo dataset) failed, status 7" in answer.stderr
+    assert "step 5" not in answer.stdout
+
+
+def test_a_failing_set_up_stops_before_anything_else(project):
+    answer = auto_train(project, "--test", ACTIVE_STATUS="2")
+    assert answer.returncode == 2
+    assert "error: the active one's answer" in answer.stderr
+    assert "step 1 (set-up) failed, status 2" in answer.stderr
+    assert "step 2" not in answer.stdout
+
+
+def test_the_log_holds_both_streams_and_each_stays_where_it_was(project):
+    answer = auto_train(project, "--test")
+    assert "metrics" in answer.stdout
+    assert "progress" not in answer.stdout
+    assert "progress" in answer.stderr
+    (log,) = (project / "roi_align_integration" / "data").glob("training_*.log")
+    assert {"metrics", "progress", f"log: {log}"} <= set(log.read_text().splitlines())
+
+
+def test_the_test_command_sets_up_for_tests_and_passes_flags_on(project):
+    (project / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "run.sh", project / "tests")
+    answer = bash(project / "tests" / "run.sh", "-k", "two words", env=variables(project, 1), cwd="/")
+    assert answer.returncode == 0, answer.stderr
+    assert calls(project, "requirements-dev.txt") == 1
+    last = (project.parent / "calls").read_text().splitlines()[-1]
+    assert last.startswith("python -m pytest -q -n ")
+    assert last.endswith(" -k two words")
+
+
+def test_help_is_instant():
+    start = time.perf_counter()
+    bash(AUTO_TRAIN, "--help")
+    assert time.perf_counter() - start < 5

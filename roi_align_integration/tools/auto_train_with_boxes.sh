@@ -8,7 +8,7 @@ CIRR="$ROOT/cirr_dataset"
 DATA="$ROOT/roi_align_integration/data"
 DEMO="$DATA/demo_dataset"
 # The demo run: these sizes reach five times chance on two CPU cores within minutes.
-DEMO_FLAGS=(--backbone tiny --num-epochs 8 --batch-size 64 --learning-rate 3e-4 --num-workers 2)
+DEMO_FLAGS=(--backbone tiny --weights random --num-epochs 6 --batch-size 64 --learning-rate 5e-4 --num-workers 2)
 # A bounded run on the real data: does everything work here?
 TRIAL_FLAGS=(--backbone pretrain --max-triplets 100 --num-epochs 2 --batch-size 20)
 
@@ -26,24 +26,38 @@ roi_align_integration/data/training_<time>.log; models and metrics are in models
 TEXT
 }
 
-STEP="start"
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+STEP=0
 step() {
-  STEP="$1"
-  printf '\n== %s\n' "$1"
+  STEP=$((STEP + 1))
+  STEP_NAME="$1"
+  printf '\n== step %d: %s\n' "$STEP" "$STEP_NAME"
 }
 
-weights() {
+report_failure() {
+  [[ $1 -eq 0 ]] || echo "step $STEP ($STEP_NAME) failed, status $1; log: $LOG" >&2
+}
+
+# Sets WEIGHTS to the checkpoint to start from, and MISSING to what CIRR still needs, a line each.
+check_data() {
   local found=("$ROOT"/models/weights/*.pt)
-  if [[ -n "${SPRC_WEIGHTS:-}" ]]; then
-    echo "$SPRC_WEIGHTS"
-  elif [[ ${#found[@]} -eq 1 && -f "${found[0]}" ]]; then
-    echo "${found[0]}"
+  WEIGHTS="${SPRC_WEIGHTS:-}"
+  MISSING=""
+  [[ -f "$CIRR/cirr/captions/cap.rc2.train.json" ]] ||
+    MISSING+="  CIRR: $CIRR/cirr/captions/cap.rc2.train.json is not there (see cirr_dataset/README.md)"$'\n'
+  if [[ -n "$WEIGHTS" ]]; then
+    [[ -f "$WEIGHTS" ]] || fail "SPRC_WEIGHTS: there is no file $WEIGHTS"
+  elif [[ ! -f "${found[0]}" ]]; then
+    MISSING+="  weights: put an SPRC checkpoint (.pt) in $ROOT/models/weights, or name it in SPRC_WEIGHTS"$'\n'
+  elif [[ ${#found[@]} -gt 1 ]]; then
+    MISSING+="  weights: $ROOT/models/weights holds ${#found[@]} .pt files: name one in SPRC_WEIGHTS"$'\n'
+  else
+    WEIGHTS="${found[0]}"
   fi
-}
-
-missing_for_cirr() {
-  [[ -f "$CIRR/cirr/captions/cap.rc2.train.json" ]] || echo "CIRR's captions in $CIRR/cirr (see cirr_dataset/README.md)"
-  [[ -n "$(weights)" ]] || echo "one SPRC checkpoint in $ROOT/models/weights or \$SPRC_WEIGHTS (see models/README.md)"
 }
 
 train() {
@@ -51,14 +65,12 @@ train() {
 }
 
 run_test() {
-  local missing
-  missing="$(missing_for_cirr)"
-  if [[ -z "$missing" ]]; then
+  if [[ -z "$MISSING" ]]; then
     step "train and validate on CIRR, bounded"
-    train --weights "$(weights)" "${TRIAL_FLAGS[@]}"
+    train --data-path "$CIRR" --weights "$WEIGHTS" "${TRIAL_FLAGS[@]}"
     return
   fi
-  printf 'not here:\n%s\nso this run uses the demo dataset and the model tiny.\n' "$missing"
+  printf 'not here:\n%sso this run uses the demo dataset and the model tiny\n' "$MISSING"
   step "make the demo dataset"
   "$PYTHON" "$HERE/make_demo_dataset.py" --output "$DEMO"
   step "train and validate on the demo dataset"
@@ -66,18 +78,13 @@ run_test() {
 }
 
 run_full() {
-  local missing
-  missing="$(missing_for_cirr)"
-  if [[ -n "$missing" ]]; then
-    printf 'error: --full needs:\n%s\n' "$missing" >&2
-    return 2
-  fi
+  [[ -z "$MISSING" ]] || fail $'--full needs what is not here:\n'"$MISSING"
   step "train and validate on CIRR"
-  train --weights "$(weights)" --save-training
+  train --data-path "$CIRR" --weights "$WEIGHTS" --save-training
 }
 
 main() {
-  trap 'status=$?; echo "failed in step: $STEP (status $status)" >&2' ERR
+  trap 'report_failure $?' EXIT
   step "set-up"
   # shellcheck source=roi_align_integration/tools/setup_env.sh
   source "$HERE/setup_env.sh"
@@ -85,28 +92,26 @@ main() {
   sprc_setup
   echo "python: $PYTHON"
   step "check the data"
+  check_data
   "run_$1"
-  printf '\ndone\n'
+  step "report"
+  printf 'done in %d s\nlog: %s\nmodels and metrics: %s\n' "$SECONDS" "$LOG" "$ROOT/models"
 }
 
-case "${1:-}" in
+case "$*" in
   --test | --full) ;;
   --help | -h)
     usage
     exit 0
     ;;
-  "")
-    usage >&2
-    exit 2
-    ;;
   *)
-    echo "error: unknown flag $1" >&2
+    [[ $# -eq 0 ]] || echo "error: unknown: $*; give one of --test, --full and --help" >&2
     usage >&2
     exit 2
     ;;
 esac
 mkdir -p "$DATA"
 LOG="$DATA/training_$(date +%Y-%m-%d_%H-%M-%S).log"
-set -E
-main "${1#--}" 2> >(tee -a "$LOG" >&2) | tee -a "$LOG"
-echo "log: $LOG"
+export PYTHONUNBUFFERED=1 # both streams go through pipes: keep their lines in order
+# Standard output and errors each pass through a tee to where they belong; the status is main's (pipefail).
+{ { main "${1#--}" | tee -ai "$LOG" >&3; } 2>&1 | tee -ai "$LOG" >&2; } 3>&1

@@ -4,85 +4,117 @@
 
 SPRC_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 SPRC_VENV="$SPRC_ROOT/.venv"
+SPRC_LOCK="$SPRC_ROOT/.venv.lock"
+SPRC_STAMP="$SPRC_VENV/sprc_installed" # the requirements that are installed, or `unfinished`
 
 sprc_setup() {
-  local status=0 active
-  active="$(command -v python3 || command -v python || true)"
-  if [[ -n "$active" ]]; then
-    local message
-    message="$("$active" "$SPRC_ROOT/roi_align_integration/tools/check_env.py" "$@" 2>&1)" || status=$?
-    if [[ $status -eq 0 ]]; then
-      PYTHON="$active"
-      return 0
-    fi
-    if [[ $status -eq 2 ]]; then
-      echo "error: $message" >&2
-      return 2
-    fi
+  local status=0
+  PYTHON="$(command -v python3 || command -v python || true)"
+  SPRC_ANSWER="no Python on PATH"
+  if [[ -n "$PYTHON" ]]; then
+    _sprc_probe "$@" || status=$?
+    case $status in
+      0) return ;;
+      2) _sprc_fail "$SPRC_ANSWER" || return ;;
+    esac
   fi
-  _sprc_locked_venv "$@"
-}
-
-_sprc_locked_venv() {
-  if command -v flock >/dev/null; then
-    exec 9>"$SPRC_ROOT/.venv.lock"
-    flock 9
-  fi
-  status=0
-  _sprc_venv "$@" || status=$?
-  if command -v flock >/dev/null; then
-    exec 9>&-
-  fi
-  return "$status"
-}
-
-_sprc_venv() {
-  local requirements="requirements.txt" stamp wanted
-  [[ "${1:-}" == "--dev" ]] && requirements="requirements-dev.txt"
-  stamp="$SPRC_VENV/$requirements.stamp"
-  wanted="$(cat "$SPRC_ROOT"/requirements*.txt | cksum)"
   PYTHON="$SPRC_VENV/bin/python"
-  if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]] || ! "$PYTHON" -c '' 2>/dev/null; then
-    _sprc_make_venv || return
-    _sprc_install "$requirements" || return
-    echo "$wanted" >"$stamp"
+  # A subshell: whatever ends it, be it an interrupt, gives the lock back.
+  (_sprc_lock && _sprc_use_venv "$@")
+}
+
+# A Python that can make a virtual environment; prints its path.
+sprc_base_python() {
+  local name bare=""
+  local PATH="${PATH//"$SPRC_VENV/bin:"/}" # an active .venv cannot make itself anew
+  for name in python3.11 python3.12 python3.13 python3.14 python3 python; do
+    "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+    if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+    bare="$("$name" -c 'import sys; print("python{}.{}".format(*sys.version_info))')"
+  done
+  if [[ -n "$bare" ]]; then
+    _sprc_fail "$bare lacks venv and ensurepip; on Debian and Ubuntu: sudo apt install $bare-venv" || return
   fi
-  if [[ -f "$SPRC_VENV/checked" && "$SPRC_VENV/checked" -nt "$stamp" && "${1:-}" != "--dev" ]]; then
-    return 0
+  _sprc_fail "no Python 3.11 or newer on PATH; on Debian and Ubuntu: sudo apt install python3.11 python3.11-venv;
+  with conda: conda create -n sprc python=3.11, then conda activate sprc"
+}
+
+_sprc_fail() {
+  echo "error: $1" >&2
+  return 2
+}
+
+_sprc_probe() {
+  SPRC_ANSWER="$("$PYTHON" "$SPRC_ROOT/roi_align_integration/tools/check_env.py" "$@" 2>&1)"
+}
+
+# Held until the calling subshell ends. Some file systems know no flock: a folder serves there.
+_sprc_lock() {
+  local waiting="set-up: waiting for another set-up of $SPRC_VENV"
+  if command -v flock >/dev/null && exec 9>"$SPRC_LOCK"; then
+    flock -n 9 2>/dev/null && return
+    echo "$waiting"
+    flock 9 && return
   fi
-  "$PYTHON" "$SPRC_ROOT/roi_align_integration/tools/check_env.py" "$@" >/dev/null || return 2
-  touch "$SPRC_VENV/checked"
+  until mkdir "$SPRC_LOCK.d" 2>/dev/null; do
+    [[ -d "$SPRC_LOCK.d" ]] || _sprc_fail "cannot write to $SPRC_ROOT" || return
+    [[ -z "$waiting" ]] || echo "$waiting (if none is running, remove $SPRC_LOCK.d)"
+    waiting=""
+    sleep 1
+  done
+  trap 'rmdir "$SPRC_LOCK.d"' EXIT
+}
+
+_sprc_use_venv() {
+  local requirements="requirements.txt" hash stamp status=0
+  if [[ "${1:-}" == "--dev" ]]; then requirements="requirements-dev.txt"; fi
+  hash="$(cat "$SPRC_ROOT"/requirements*.txt | cksum)"
+  stamp="$(cat "$SPRC_STAMP" 2>/dev/null || true)"
+  # What the tests need includes what a run needs.
+  if [[ "$stamp" == "$requirements $hash" || "$stamp" == "requirements-dev.txt $hash" ]]; then
+    _sprc_probe --passed "$SPRC_VENV/sprc_passed" "$@" || status=$?
+    case $status in
+      0) return ;;
+      2) _sprc_fail "$SPRC_ANSWER" || return ;;
+    esac
+  fi
+  echo "set-up: ${SPRC_ANSWER##*$'\n'}"
+  _sprc_make_venv "$stamp" || return
+  _sprc_install "$requirements" "$hash" || return
+  status=0
+  _sprc_probe --passed "$SPRC_VENV/sprc_passed" "$@" || status=$?
+  case $status in
+    0) ;;
+    2) _sprc_fail "$SPRC_ANSWER" ;;
+    *) _sprc_fail "$SPRC_ANSWER; remove $SPRC_VENV and run this again" ;;
+  esac
 }
 
 _sprc_make_venv() {
   local base
-  "$PYTHON" -c '' 2>/dev/null && return 0
-  base="$(_sprc_base_python)" || return
+  if [[ "$1" != "unfinished" ]] && "$PYTHON" -m pip --version >/dev/null 2>&1; then
+    return
+  fi
+  base="$(sprc_base_python)" || return
   echo "set-up: making $SPRC_VENV with $base"
-  "$base" -m venv --clear "$SPRC_VENV" || {
-    echo "error: $base cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
-    return 2
-  }
-}
-
-_sprc_base_python() {
-  local name
-  for name in python3.11 python3.12 python3.13 python3.14 python3 python; do
-    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      command -v "$name"
-      return 0
-    fi
-  done
-  echo "error: no Python 3.11 or newer on PATH: install one, e.g. apt install python3.11 python3.11-venv" >&2
-  return 2
+  rm -rf "$SPRC_VENV"
+  if ! { mkdir "$SPRC_VENV" && echo unfinished >"$SPRC_STAMP" && "$base" -m venv "$SPRC_VENV"; }; then
+    _sprc_fail "$base could not make $SPRC_VENV"
+  fi
 }
 
 _sprc_install() {
-  echo "set-up: installing $1 into $SPRC_VENV, several GB with CUDA; this takes minutes, once"
+  echo "set-up: installing $1 into $SPRC_VENV: several GB with CUDA, 3 to 20 minutes, once"
+  echo unfinished >"$SPRC_STAMP"
   # One command for all, so that pip chooses torch and torchvision together.
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$SPRC_ROOT/$1" || {
-    echo "error: pip could not install $1. Behind a slow line a mirror helps:" >&2
-    echo "  export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple" >&2
-    return 2
-  }
+  if PIP_USER=0 "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$SPRC_ROOT/$1"; then
+    echo "$1 $2" >"$SPRC_STAMP"
+    return
+  fi
+  rm "$SPRC_STAMP" # what is there is whole: the next run goes on from it
+  _sprc_fail "pip could not install $1 (see above). Behind a slow line a mirror helps:
+  export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple"
 }
