@@ -8,7 +8,7 @@ CIRR="$ROOT/cirr_dataset"
 DATA="$ROOT/roi_align_integration/data"
 DEMO="$DATA/demo_dataset"
 # The demo run: these sizes reach five times chance on two CPU cores within minutes.
-DEMO_FLAGS=(--backbone tiny --weights random --num-epochs 6 --batch-size 64 --learning-rate 5e-4 --num-workers 2)
+DEMO_FLAGS=(--backbone tiny --weights random --num-epochs 4 --batch-size 64 --learning-rate 3e-4 --num-workers 2)
 # A bounded run on the real data: does everything work here?
 TRIAL_FLAGS=(--backbone pretrain --max-triplets 100 --num-epochs 2 --batch-size 20)
 
