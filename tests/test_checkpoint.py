@@ -130,6 +130,8 @@ def test_where_weights_come_from(tmp_path, monkeypatch):
         find_weights(None, needed=True)
     monkeypatch.setenv("SPRC_WEIGHTS", "given.pt")
     assert str(find_weights(None, needed=True)) == "given.pt"
+    assert find_weights(None, needed=False) is None
+    assert str(find_weights("other.pt", needed=False)) == "other.pt"
 
 
 def test_pretrain_without_weights_says_so_at_once(monkeypatch, tmp_path):

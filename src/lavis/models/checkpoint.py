@@ -157,9 +157,10 @@ def restore_buffers(model: nn.Module) -> None:
 def find_weights(argument: str | None, needed: bool) -> Path | None:
     """The file of initial weights: `argument`, `$SPRC_WEIGHTS`, or the one `.pt` in `models/weights`; None for random.
 
+    The variable and the folder hold weights of a backbone that needs some; `tiny` takes none of theirs.
     Raises InputError where weights are needed and none, or several, are found.
     """
-    given = argument or os.environ.get("SPRC_WEIGHTS")
+    given = argument or (os.environ.get("SPRC_WEIGHTS") if needed else None)
     if given:
         return None if given == "random" else Path(given)
     if not needed:
