@@ -22,9 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data_flags(group) -> None:
-    group.add_argument("--dataset", required=True, help="CIRR, in any case")
+    group.add_argument("--dataset", required=True, help="CIRR or FashionIQ, in any case")
     group.add_argument(
-        "--data-path", type=Path, help="folder of the dataset (default: cirr_dataset of this repository)"
+        "--data-path", type=Path, help="folder of the dataset (default: cirr_dataset or fashionIQ_dataset, here)"
     )
     group.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
     group.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
@@ -34,20 +34,26 @@ def _add_data_flags(group) -> None:
 
 def _add_model_flags(group) -> None:
     group.add_argument("--blip-model-name", help="registered name of the model")
-    group.add_argument("--backbone", help="pretrain, tiny, or the path of a model's YAML file")
+    group.add_argument("--backbone", help="pretrain, pretrain_vitL, tiny, or the path of a model's YAML file")
     group.add_argument(
         "--weights",
         metavar="PATH|random",
-        help="initial weights, an SPRC .pt (default: $SPRC_WEIGHTS, else the one .pt in models/weights; tiny: random)",
+        help="initial weights: a file or folder in any format of models/README.md (default: $SPRC_WEIGHTS, else what is"
+        " in models/weights, a cache, or can be downloaded; tiny: random)",
     )
+    group.add_argument("--drop-region-proj", action="store_true", help="leave out a region_proj of another shape")
 
 
 def _add_training_flags(group) -> None:
-    group.add_argument("--num-epochs", type=int, help="epochs; the schedule is planned for 80, or for more if asked")
+    group.add_argument("--num-epochs", type=int, help="epochs (default: CIRR 50, FashionIQ 30)")
     group.add_argument("--batch-size", type=int, help="triplets in a step")
-    group.add_argument("--learning-rate", type=float, help="peak of the one-cycle schedule")
-    group.add_argument("--loss-rtc", type=float, help="weight of the contrastive loss of the prompted text")
-    group.add_argument("--loss-align", type=float, help="weight of the alignment of queries and prompts")
+    group.add_argument("--learning-rate", type=float, help="peak of the schedule (default: CIRR 1e-5, FashionIQ 2e-5)")
+    group.add_argument(
+        "--loss-rtc", type=float, help="weight of the prompted text's loss (default: CIRR 0.4, FashionIQ 1)"
+    )
+    group.add_argument(
+        "--loss-align", type=float, help="weight of the prompts' alignment (default: CIRR 0.4, FashionIQ 1)"
+    )
     group.add_argument("--loss-itm", type=float, help="accepted as upstream accepts it; the model has no such loss")
     group.add_argument("--seed", type=int, help="seed of everything random")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
@@ -57,9 +63,14 @@ def _add_training_flags(group) -> None:
 
 
 def _add_output_flags(group) -> None:
+    group.add_argument(
+        "--gallery",
+        choices=("split", "captions"),
+        help="FashionIQ: rank every image of the split list, or only those that captions name",
+    )
     group.add_argument("--validation-frequency", type=int, metavar="N", help="validate in every N-th epoch")
     group.add_argument("--save-training", action="store_true", help="keep the last epoch's model: tuned_clip_last.pt")
-    group.add_argument("--save-best", action="store_true", help="keep the best epoch's model: tuned_clip_arithmetic.pt")
+    group.add_argument("--save-best", action="store_true", help="keep the best epoch's model")
     group.add_argument("--save-memory", action="store_true", help="keep the gallery's features in CPU memory")
     group.add_argument("--memory-mib", type=float, help="bound on the ranking's temporary memory, in MiB")
     group.add_argument("--output-folder", type=Path, help="where the run's folder is made")

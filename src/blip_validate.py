@@ -1,15 +1,18 @@
-"""Evaluate a checkpoint on the validation split."""
+"""Evaluate a checkpoint on the validation split of CIRR or FashionIQ."""
 
 import argparse
 
-from evaluation_run import add_evaluation_flags, evaluation_config, score_split
+from evaluation_run import add_evaluation_flags, evaluation_config, evaluation_preprocess, load_evaluated
 from utils import HelpFormatter, run_main
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--dataset", required=True, help="CIRR, in any case")
+    parser.add_argument("--dataset", required=True, help="CIRR or FashionIQ, in any case")
     add_evaluation_flags(parser)
+    parser.add_argument(
+        "--gallery", choices=("split", "captions"), default="split", help="FashionIQ: which images are ranked"
+    )
     return parser
 
 
@@ -17,13 +20,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Print the metrics, one a line, and return them. Raises InputError where a flag or a file is wrong."""
     arguments = vars(build_parser().parse_args(argv))
     config = evaluation_config(arguments, arguments["dataset"])
-    from retrieval_task import cirr_task  # heavy: torch
+    import engine  # heavy: torch
+    from dataset_catalog import make_validation, open_galleries
 
-    scores, task, gallery = score_split(config, arguments["model_path"], "val", cirr_task)
-    metrics = task.metrics(scores)
-    print(f"CIRR val: {len(scores)} queries, {len(gallery)} images")
+    galleries = open_galleries(config, evaluation_preprocess(config))
+    model, process_caption, runtime = load_evaluated(config, arguments["model_path"])
+    validation = make_validation(config, galleries, process_caption)
+    metrics = engine.evaluate(model, validation, config, runtime)
+    print(f"{validation}; ranked: {config.protocol}")
+    width = max(map(len, metrics))
     for name, value in metrics.items():
-        print(f"  {name:<18}  {value:6.2f}")
+        print(f"  {name:<{width}}  {value:6.2f}")
     return metrics
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from evaluation_run import add_evaluation_flags, evaluation_config, score_split
+from evaluation_run import add_evaluation_flags, evaluation_config, evaluation_preprocess, load_evaluated
 from lavis.common.errors import InputError
 from utils import REPOSITORY, HelpFormatter, run_main
 
@@ -26,9 +26,14 @@ def main(argv: list[str] | None = None) -> list[Path]:
         raise InputError("--rerank: this fork has no re-ranking model; leave the flag out")
     folder = arguments.pop("output_folder")
     config = evaluation_config(arguments)
-    from retrieval_task import cirr_test_task  # heavy: torch
+    import engine  # heavy: torch
+    from data_utils import CIRRDataset
+    from retrieval_task import cirr_test_task
 
-    scores, _, gallery = score_split(config, arguments["model_path"], "test1", cirr_test_task)
+    gallery = CIRRDataset("test1", "classic", evaluation_preprocess(config), config.data_path)
+    gallery.check_images()
+    model, process_caption, runtime = load_evaluated(config, arguments["model_path"])
+    scores = engine.score_queries(model, cirr_test_task(gallery, process_caption), config, runtime)
     return [
         write_checked(metric, scores, gallery, folder / config.blip_model_name)
         for metric in ("recall", "recall_subset")

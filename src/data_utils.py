@@ -1,95 +1,52 @@
-"""Images and captions: the preprocess pipelines, the CIRR dataset, and the one collate function."""
+"""CIRR and FashionIQ: captions, image lists and images; and the one collate function."""
 
 import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from torchvision.transforms.v2 import functional as tvf
 
 from lavis.common.errors import InputError
-from lavis.processors.blip_processors import CLIP_MEAN, CLIP_STD
+from preprocess import build_preprocess as build_preprocess  # upstream's scripts look for these three here
+from preprocess import squarepad_transform as squarepad_transform
+from preprocess import targetpad_transform as targetpad_transform
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CIRR_ROOT = REPOSITORY / "cirr_dataset"
-IMAGES_OF_CIRR = 21_551
+FASHIONIQ_ROOT = REPOSITORY / "fashionIQ_dataset"
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How an image reaches the input frame: pad by (horizontal, vertical) on both sides, resize, crop the centre.
+class ImageDataset(Dataset):
+    """Images by name: `image_paths` maps a name to its path relative to `root`."""
 
-    `resized` is (width, height) after the resize; `dim` the side of the square input frame, in pixels.
-    """
+    def __init__(self, title: str, root: Path, image_paths: dict[str, str], preprocess: Callable):
+        self.title, self.root, self.image_paths, self.preprocess = title, root, image_paths, preprocess
 
-    padding: tuple[int, int]
-    resized: tuple[int, int]
-    dim: int
+    def load_image(self, name: str) -> Tensor:
+        """The preprocessed image (3, S, S). Raises InputError that names the file where it is missing or broken."""
+        path = self.root / self.image_paths[name]
+        try:
+            with Image.open(path) as image:
+                return self.preprocess(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"image {name!r} at {path} cannot be read ({error}): copy or download it anew") from error
 
-
-def input_geometry(width: int, height: int, target_ratio: float, dim: int) -> Geometry:
-    """The geometry of an image of `width` x `height` pixels.
-
-    Sides whose ratio is below `target_ratio` are left alone; others are padded, the short side up to the long side
-    divided by the ratio (1 makes a square). The shorter side is then resized to `dim`.
-    """
-    horizontal = vertical = 0
-    if target_ratio <= 1 or max(width, height) / min(width, height) >= target_ratio:
-        scaled = max(width, height) / max(target_ratio, 1)
-        horizontal, vertical = (int(max(scaled - side, 0) / 2) for side in (width, height))
-    padded = width + 2 * horizontal, height + 2 * vertical
-    short = min(padded)
-    resized = tuple(dim if side == short else int(dim * side / short) for side in padded)
-    return Geometry((horizontal, vertical), resized, dim)
+    def check_images(self) -> None:
+        """Raise InputError that names the first missing image files, before hours of training depend on them."""
+        missing = missing_files(self.root, self.image_paths.values())
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(self.image_paths)} images of {self.title} are missing under {self.root},"
+                f" first {', '.join(missing[:3])}: see cirr_dataset/README.md for where they come from"
+            )
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """RGB, pad to `target_ratio`, resize bicubic to `dim`, crop the centre, CLIP's mean and std. Picklable.
-
-    RGB conversion comes first, so that the padding is black in a palette image too.
-    """
-
-    target_ratio: float
-    dim: int
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """A PIL image of any mode and shape -> (3, dim, dim) float32."""
-        rgb = image.convert("RGB")
-        geometry = input_geometry(*rgb.size, self.target_ratio, self.dim)
-        padded = tvf.pad(rgb, list(geometry.padding))
-        resized = padded.resize(geometry.resized, Image.Resampling.BICUBIC)
-        pixels = tvf.pil_to_tensor(tvf.center_crop(resized, [self.dim, self.dim]))  # (3, dim, dim) uint8
-        return tvf.normalize(pixels.float().div_(255), list(CLIP_MEAN), list(CLIP_STD), inplace=True)
-
-
-def targetpad_transform(target_ratio: float = 1.25, dim: int = 224) -> Preprocess:
-    """SPRC's default: pad images longer than `target_ratio` to that ratio. Raises InputError for a ratio below 1."""
-    if not target_ratio >= 1:
-        raise InputError(f"--target-ratio is long side / short side, at least 1, not {target_ratio}")
-    return Preprocess(float(target_ratio), dim)
-
-
-def squarepad_transform(dim: int = 224) -> Preprocess:
-    """Pad every image to a square."""
-    return Preprocess(1.0, dim)
-
-
-def build_preprocess(transform: str, target_ratio: float = 1.25, dim: int = 224) -> Preprocess:
-    """`targetpad` or `squarepad` by name. Raises InputError for another."""
-    if transform == "targetpad":
-        return targetpad_transform(target_ratio, dim)
-    if transform == "squarepad":
-        return squarepad_transform(dim)
-    raise InputError(f"unknown transform {transform!r}: use targetpad or squarepad")
-
-
-class CIRRDataset(Dataset):
+class CIRRDataset(ImageDataset):
     """CIRR (Liu et al., ICCV 2021): captions, image lists and images under `data_path`.
 
     Args:
@@ -112,11 +69,11 @@ class CIRRDataset(Dataset):
     ):
         if split not in self.SPLITS or mode not in self.MODES:
             raise InputError(f"CIRRDataset: split {split!r}, mode {mode!r}; use {self.SPLITS} and {self.MODES}")
-        self.split, self.mode, self.preprocess = split, mode, preprocess
-        self.root = Path(CIRR_ROOT if data_path is None else data_path).expanduser()
-        self.image_paths = _read_image_split(self.root, split)
+        root = Path(CIRR_ROOT if data_path is None else data_path).expanduser()
+        super().__init__(f"CIRR {split}", root, _read_image_split(root, split), preprocess)
+        self.split, self.mode = split, mode
         self.names = list(self.image_paths)
-        self.triplets = _read_captions(self.root, split, self.image_paths)
+        self.triplets = _read_captions(root, split, self.image_paths)
 
     def __len__(self) -> int:
         return len(self.triplets if self.mode == "relative" else self.names)
@@ -133,23 +90,70 @@ class CIRRDataset(Dataset):
             return reference, entry["target_hard"], caption, members
         return entry["pairid"], reference, caption, members
 
-    def load_image(self, name: str) -> Tensor:
-        """The preprocessed image (3, S, S). Raises InputError that names the file where it is missing or broken."""
-        path = self.root / self.image_paths[name]
-        try:
-            with Image.open(path) as image:
-                return self.preprocess(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {name!r} at {path} cannot be read ({error}): copy or download it anew") from error
 
-    def check_images(self) -> None:
-        """Raise InputError that names the first missing image files, before hours of training depend on them."""
-        missing = missing_files(self.root, self.image_paths.values())
-        if missing:
+class FashionIQDataset(ImageDataset):
+    """FashionIQ (Wu et al., CVPR 2021): captions, image lists and images under `data_path`, an image as .png or .jpg.
+
+    Args:
+        split: `train`, `val` or `test`.
+        dress_types: some of `dress`, `shirt`, `toptee`.
+        mode: `classic`: `(name, image)` for every image of the gallery.
+            `relative`: train `(reference_image, target_image, [caption, caption])`; val `(reference_name, target_name,
+            [caption, caption])`; test `(reference_name, reference_image, [caption, caption])`.
+        preprocess: PIL image -> tensor (3, S, S).
+        data_path: the folder that holds `captions/`, `image_splits/`, `images/`; default `fashionIQ_dataset` of this
+            repository.
+        gallery: `split`: the images of the split lists, as upstream; `captions`: those of them that a caption names.
+
+    Raises:
+        InputError: a file, a key or an entry is missing or wrong, each by name.
+    """
+
+    SPLITS = ("train", "val", "test")
+    MODES = ("relative", "classic")
+    TYPES = ("dress", "shirt", "toptee")
+
+    def __init__(
+        self,
+        split: str,
+        dress_types: list[str],
+        mode: str,
+        preprocess: Callable[[Image.Image], Tensor],
+        data_path: str | Path | None = None,
+        gallery: str = "split",
+    ):
+        known = split in self.SPLITS and mode in self.MODES and gallery in ("split", "captions")
+        if not known or not dress_types or not set(dress_types) <= set(self.TYPES):
             raise InputError(
-                f"{len(missing)} of {len(self.names)} images of CIRR {self.split} are missing under {self.root},"
-                f" first {', '.join(missing[:3])}: see cirr_dataset/README.md for where they come from"
+                f"FashionIQDataset: split {split!r}, types {dress_types}, mode {mode!r}, gallery {gallery!r}; use"
+                f" {self.SPLITS}, {self.TYPES}, {self.MODES}, and split or captions"
             )
+        root = Path(FASHIONIQ_ROOT if data_path is None else data_path).expanduser()
+        if not root.is_dir():
+            raise InputError(f"no folder {root}: give the folder that holds captions/ and images/ with --data-path")
+        self.split, self.mode = split, mode
+        self.triplets = [entry for kind in dress_types for entry in _read_fashioniq_captions(root, kind, split)]
+        named = dict.fromkeys(name for entry in self.triplets for name in _fashioniq_names(entry, split))
+        if mode == "relative":
+            self.names = list(named)
+        else:
+            listed = dict.fromkeys(name for kind in dress_types for name in _read_fashioniq_list(root, kind, split))
+            self.names = [name for name in listed if gallery == "split" or name in named]
+        super().__init__(f"FashionIQ {split}", root, _fashioniq_image_paths(root, self.names), preprocess)
+
+    def __len__(self) -> int:
+        return len(self.triplets if self.mode == "relative" else self.names)
+
+    def __getitem__(self, index: int) -> tuple:
+        if self.mode == "classic":
+            return self.names[index], self.load_image(self.names[index])
+        entry = self.triplets[index]
+        reference, captions = entry["candidate"], entry["captions"]
+        if self.split == "train":
+            return self.load_image(reference), self.load_image(entry["target"]), captions
+        if self.split == "val":
+            return reference, entry["target"], captions
+        return reference, self.load_image(reference), captions
 
 
 def missing_files(root: Path, relative_paths: Iterable[str]) -> list[str]:
@@ -228,6 +232,72 @@ def _entry_problem(entry, split: str, known_names: dict[str, str]) -> str | None
         if unknown
         else None
     )
+
+
+def _read_fashioniq_list(root: Path, kind: str, split: str) -> list[str]:
+    path = root / "image_splits" / f"split.{kind}.{split}.json"
+    names = read_json(path, list)
+    wrong = [name for name in names if not isinstance(name, str) or "/" in name]
+    if wrong or not names:
+        raise InputError(f"{path} should list names of images, and has {wrong[0]!r}" if wrong else f"{path} is empty")
+    return names
+
+
+def _read_fashioniq_captions(root: Path, kind: str, split: str) -> list[dict]:
+    path = root / "captions" / f"cap.{kind}.{split}.json"
+    entries = read_json(path, list)
+    if not entries:
+        raise InputError(f"{path} holds no caption: download it anew")
+    for index, entry in enumerate(entries):
+        problem = _fashioniq_problem(entry, split)
+        if problem:
+            raise InputError(f"{path}: entry {index} {problem}; correct it, or download the file anew")
+    return entries
+
+
+def _fashioniq_problem(entry, split: str) -> str | None:
+    """What is wrong with one entry of a FashionIQ captions file, or None."""
+    if not isinstance(entry, dict):
+        return f"is {entry!r}, not an object"
+    keys = ["candidate", "captions"] + (["target"] if split != "test" else [])
+    absent = [key for key in keys if key not in entry]
+    if absent:
+        return f"lacks {', '.join(absent)}"
+    captions = entry["captions"]
+    if not isinstance(captions, list) or len(captions) != 2 or not all(isinstance(c, str) for c in captions):
+        return f"(candidate {entry['candidate']!r}) needs two texts as captions, not {captions!r}"
+    names = _fashioniq_names(entry, split)
+    return None if all(isinstance(name, str) for name in names) else f"names images {names}, which are no texts"
+
+
+def _fashioniq_names(entry: dict, split: str) -> list[str]:
+    return [entry["candidate"]] + ([entry["target"]] if split != "test" else [])
+
+
+def _fashioniq_image_paths(root: Path, names: list[str]) -> dict[str, str]:
+    """name -> path relative to `root`: `.png` where there is one, else `.jpg`."""
+    present = _file_names(root / "images")
+    suffixes = {name: ".jpg" if f"{name}.jpg" in present and f"{name}.png" not in present else ".png" for name in names}
+    return {name: os.path.join("images", name + suffix) for name, suffix in suffixes.items()}
+
+
+def join_captions(captions: list[str]) -> str:
+    """The two captions of a FashionIQ entry as one sentence, for validation: "first and second"."""
+    first, second = (caption.strip(".?, ") for caption in captions)
+    return f"{first} and {second}"
+
+
+def join_captions_randomly(batch: list[list[str]]) -> list[str]:
+    """One of four sentences for every pair of captions, in training: both in either order, the first, the second.
+
+    Draws from torch's global CPU generator, which the engine seeds by epoch.
+    """
+    choices = torch.randint(4, (len(batch),)).tolist()
+    stripped = [[caption.strip(".?, ") for caption in captions] for captions in batch]
+    return [
+        (f"{first} and {second}", f"{second} and {first}", first, second)[choice]
+        for choice, (first, second) in zip(choices, stripped, strict=True)
+    ]
 
 
 def collate_fn(batch: list[tuple]) -> list:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data_utils import collate_fn
 from lavis.common.errors import InputError
 from lavis.models.checkpoint import save_model
-from retrieval_task import RetrievalTask
+from retrieval_task import RetrievalTask, Validation
 from train_config import LAST_FILE, TrainConfig
 from validate_blip import gallery_scores
 
@@ -108,7 +108,6 @@ class Optimization:
     """Upstream's AdamW and OneCycleLR, one step a batch, with the gradient scaling that fp16 needs."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, runtime: Runtime):
-        preset = config.preset
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trainable, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.05
@@ -116,9 +115,8 @@ class Optimization:
         self.scheduler = OneCycleLR(
             self.optimizer,
             max_lr=config.learning_rate,
-            pct_start=preset.pct_start,
-            epochs=max(preset.planned_epochs, config.num_epochs),
             steps_per_epoch=steps_per_epoch,
+            **config.preset.schedule(config.num_epochs),
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype is torch.float16)
 
@@ -239,9 +237,10 @@ def _encode_queries(
     return features
 
 
-def evaluate(model: nn.Module, task: RetrievalTask, config: TrainConfig, runtime: Runtime) -> dict[str, float]:
-    """The metrics of a task, in percent."""
-    return task.metrics(score_queries(model, task, config, runtime))
+def evaluate(model: nn.Module, validation: Validation, config: TrainConfig, runtime: Runtime) -> dict[str, float]:
+    """The metrics of a validation, in percent, task by task."""
+    tasks = validation.tasks.items()
+    return validation.summary({n: task.metrics(score_queries(model, task, config, runtime)) for n, task in tasks})
 
 
 @dataclass
@@ -264,7 +263,7 @@ def fit(
     model: nn.Module,
     train_set: Dataset,
     make_samples: Callable[[list], dict],
-    task: RetrievalTask,
+    validation: Validation,
     config: TrainConfig,
     runtime: Runtime,
     run_folder: Path,
@@ -282,7 +281,7 @@ def fit(
         print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
         if epoch % config.validation_frequency:
             continue
-        metrics = evaluate(model, task, config, runtime)
+        metrics = evaluate(model, validation, config, runtime)
         append_csv(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
         print(f"epoch {epoch}: {_short(metrics)}", flush=True)
         if best.update(epoch, metrics) and config.save_best:

@@ -1,4 +1,4 @@
-"""What the two evaluation scripts share: their flags, and a checkpoint set before a split of CIRR."""
+"""What the two evaluation scripts share: their flags, and the model that they evaluate."""
 
 import argparse
 from dataclasses import fields
@@ -15,9 +15,10 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model-path", type=Path, required=True, help="checkpoint (.pt) to evaluate")
     model.add_argument("--blip-model-name", help="registered name of the model")
-    model.add_argument("--backbone", help="pretrain, tiny, or the path of a model's YAML file")
+    model.add_argument("--backbone", help="pretrain, pretrain_vitL, tiny, or the path of a model's YAML file")
+    model.add_argument("--drop-region-proj", action="store_true", help="leave out a region_proj of another shape")
     data = parser.add_argument_group("data")
-    data.add_argument("--data-path", type=Path, help="folder of the dataset (default: cirr_dataset of this repository)")
+    data.add_argument("--data-path", type=Path, help="folder of the dataset (default: as for training)")
     data.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
     data.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
     data.add_argument("--num-workers", type=int, help="processes that load images")
@@ -39,19 +40,26 @@ def evaluation_config(arguments: dict, dataset: str = "CIRR") -> TrainConfig:
     return TrainConfig(dataset=dataset, **known)
 
 
-def score_split(config: TrainConfig, model_path: Path, split: str, make_task):
-    """Load the checkpoint, score every query of a CIRR split -> (scores (Q, N), task, gallery dataset)."""
-    import engine
-    from data_utils import CIRRDataset, build_preprocess
+def load_evaluated(config: TrainConfig, model_path: Path):
+    """The checkpoint's model in eval mode -> (model, its eval caption processor, runtime)."""
+    from engine import choose_runtime
     from lavis.models import load_model_and_preprocess
 
-    runtime = engine.choose_runtime(config.device, config.precision)
-    gallery = CIRRDataset(split, "classic", build_preprocess(config.transform, config.target_ratio), config.data_path)
-    gallery.check_images()
+    runtime = choose_runtime(config.device, config.precision)
     model, _, txt_processors = load_model_and_preprocess(
-        config.blip_model_name, config.backbone, is_eval=True, device=runtime.device, weights=str(model_path)
+        config.blip_model_name,
+        config.backbone,
+        is_eval=True,
+        device=runtime.device,
+        weights=str(model_path),
+        drop_region_proj=config.drop_region_proj,
     )
-    size = model.config.vision.image_size
-    gallery.preprocess = build_preprocess(config.transform, config.target_ratio, size)
-    task = make_task(gallery, txt_processors["eval"])
-    return engine.score_queries(model, task, config, runtime), task, gallery
+    return model, txt_processors["eval"], runtime
+
+
+def evaluation_preprocess(config: TrainConfig):
+    """The preprocess pipeline of the flags, for the backbone's input size."""
+    from lavis.models.model_config import load_config
+    from preprocess import build_preprocess
+
+    return build_preprocess(config.transform, config.target_ratio, load_config(config.backbone).vision.image_size)

@@ -7,8 +7,8 @@ from functools import partial
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_utils import CIRRDataset
-from validate_blip import cirr_metrics
+from data_utils import CIRRDataset, FashionIQDataset, join_captions
+from validate_blip import cirr_metrics, fashioniq_recalls
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,18 @@ class RetrievalTask:
     reference_names: list[str]
     captions: list[str]
     metrics: Callable[[Tensor], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Tasks by name, each ranked by itself, and how their metrics make one row of a table."""
+
+    tasks: dict[str, RetrievalTask]
+    summary: Callable[[dict[str, dict[str, float]]], dict[str, float]]
+
+    def __str__(self) -> str:
+        sizes = (f"{name}: {len(t.captions)} queries, {len(t.gallery_names)} images" for name, t in self.tasks.items())
+        return "; ".join(sizes)
 
 
 def cirr_task(gallery: CIRRDataset, process_caption: Callable[[str], str]) -> RetrievalTask:
@@ -46,3 +58,32 @@ def cirr_test_task(gallery: CIRRDataset, process_caption: Callable[[str], str]) 
     entries = gallery.triplets
     captions = [process_caption(entry["caption"]) for entry in entries]
     return RetrievalTask(gallery, gallery.names, [entry["reference"] for entry in entries], captions, lambda scores: {})
+
+
+def cirr_validation(gallery: CIRRDataset, process_caption: Callable[[str], str]) -> Validation:
+    """CIRR val is one task, and its metrics are the row."""
+    return Validation({"CIRR val": cirr_task(gallery, process_caption)}, lambda metrics: metrics["CIRR val"])
+
+
+def fashioniq_task(gallery: FashionIQDataset, process_caption: Callable[[str], str]) -> RetrievalTask:
+    """One garment type of FashionIQ val: the reference takes part in the ranking."""
+    entries = gallery.triplets
+    metrics = partial(
+        fashioniq_recalls, gallery_names=gallery.names, target_names=[entry["target"] for entry in entries]
+    )
+    captions = [process_caption(join_captions(entry["captions"])) for entry in entries]
+    return RetrievalTask(gallery, gallery.names, [entry["candidate"] for entry in entries], captions, metrics)
+
+
+def fashioniq_validation(galleries: dict[str, FashionIQDataset], process_caption: Callable[[str], str]) -> Validation:
+    """FashionIQ val: a task for every garment type."""
+    tasks = {kind: fashioniq_task(gallery, process_caption) for kind, gallery in galleries.items()}
+    return Validation(tasks, fashioniq_summary)
+
+
+def fashioniq_summary(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Recalls by type, their averages over the types, and the average of both averages."""
+    row = {f"{kind}_{name}": value for kind, recalls in metrics.items() for name, value in recalls.items()}
+    for name in ("recall_at10", "recall_at50"):
+        row[f"average_{name}"] = sum(recalls[name] for recalls in metrics.values()) / len(metrics)
+    return row | {"average_recall": (row["average_recall_at10"] + row["average_recall_at50"]) / 2}

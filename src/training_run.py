@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -12,9 +13,10 @@ import transformers
 from torch.utils.data import Subset
 
 import engine
-from data_utils import CIRRDataset, build_preprocess
+from dataset_catalog import make_validation, open_galleries, open_triplets, training_sentences
 from lavis.models import load_model_and_preprocess
-from retrieval_task import cirr_task
+from lavis.models.model_config import load_config
+from preprocess import build_preprocess
 from train_config import LAST_FILE, TrainConfig
 from utils import write_atomically
 
@@ -22,47 +24,39 @@ from utils import write_atomically
 def run_training(config: TrainConfig) -> engine.Best:
     """Build everything, train, print the table. Data is checked before the model is loaded."""
     runtime = engine.choose_runtime(config.device, config.precision)
-    train_set, gallery = open_datasets(config)
+    size = load_config(config.backbone).vision.image_size
+    preprocess = build_preprocess(config.transform, config.target_ratio, size)
+    train_set, galleries = open_triplets(config, preprocess), open_galleries(config, preprocess)
     torch.manual_seed(engine.derived_seed(config.seed, 2**31))  # random initial weights are no epoch's
     model, _, txt_processors = load_model_and_preprocess(
-        config.blip_model_name, config.backbone, device=runtime.device, weights=config.weights
+        config.blip_model_name,
+        config.backbone,
+        device=runtime.device,
+        weights=config.weights,
+        drop_region_proj=config.drop_region_proj,
     )
-    _set_input_size(model.config.vision.image_size, config, train_set, gallery)
+    validation = make_validation(config, galleries, txt_processors["eval"])
     run_folder = make_run_folder(config)
     write_hyperparameters(config, runtime, run_folder)
-    print(
-        f"{len(train_set)} triplets, {len(gallery)} images to validate on, {runtime.device}, run {run_folder}",
-        flush=True,
-    )
-
-    def make_samples(batch: list) -> dict:
-        reference, target, captions = batch
-        images = {"image": reference, "target": target}
-        moved = {name: value.to(runtime.device, non_blocking=True) for name, value in images.items()}
-        return moved | {"text_input": [txt_processors["train"](caption) for caption in captions]}
-
+    print(f"{len(train_set)} triplets; {validation}; {runtime.device}; run {run_folder}", flush=True)
     if config.max_triplets is not None:
         train_set = Subset(train_set, range(min(config.max_triplets, len(train_set))))
-    best = engine.fit(
-        model, train_set, make_samples, cirr_task(gallery, txt_processors["eval"]), config, runtime, run_folder
-    )
+    make_samples = sample_maker(txt_processors["train"], training_sentences(config), runtime.device)
+    best = engine.fit(model, train_set, make_samples, validation, config, runtime, run_folder)
     print(final_table(best, config, run_folder), flush=True)
     return best
 
 
-def open_datasets(config: TrainConfig) -> tuple[CIRRDataset, CIRRDataset]:
-    """The training triplets and the validation gallery, every image of both known to be there."""
-    preprocess = build_preprocess(config.transform, config.target_ratio)
-    train_set = CIRRDataset("train", "relative", preprocess, config.data_path)
-    gallery = CIRRDataset("val", "classic", preprocess, config.data_path)
-    train_set.check_images()
-    gallery.check_images()
-    return train_set, gallery
+def sample_maker(process_caption: Callable, sentences: Callable, device: torch.device) -> Callable[[list], dict]:
+    """The function from a batch of the loader to the model's `samples`, on `device`."""
 
+    def make_samples(batch: list) -> dict:
+        reference, target, captions = batch
+        images = {"image": reference, "target": target}
+        moved = {name: value.to(device, non_blocking=True) for name, value in images.items()}
+        return moved | {"text_input": [process_caption(sentence) for sentence in sentences(captions)]}
 
-def _set_input_size(dim: int, config: TrainConfig, *datasets: CIRRDataset) -> None:
-    for dataset in datasets:
-        dataset.preprocess = build_preprocess(config.transform, config.target_ratio, dim)
+    return make_samples
 
 
 def make_run_folder(config: TrainConfig) -> Path:
@@ -88,7 +82,7 @@ def write_hyperparameters(config: TrainConfig, runtime: engine.Runtime, run_fold
 def final_table(best: engine.Best, config: TrainConfig, run_folder: Path) -> str:
     """Best epoch, its metrics, and where the files are."""
     width = max(map(len, best.metrics))
-    lines = [f"best epoch {best.epoch}, by {best.monitor}:"]
+    lines = [f"best epoch {best.epoch}, by {best.monitor}; ranked: {config.protocol}:"]
     lines += [f"  {name:<{width}}  {value:6.2f}" for name, value in best.metrics.items()]
     lines += [f"metrics     {run_folder / 'validation_metrics.csv'}"]
     saved = [(config.save_best, "best model", config.preset.best_file), (config.save_training, "last model", LAST_FILE)]

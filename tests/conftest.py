@@ -10,6 +10,7 @@ from hypothesis import settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network, or find one
 torch.set_num_threads(1)  # the suite runs in several processes
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("project")
@@ -30,11 +31,24 @@ def recorded() -> Path:
     return whole if whole.is_dir() else REPOSITORY / "tests" / "reference"
 
 
-@pytest.fixture(scope="session")
-def reference_dir(recorded) -> Path:
-    """A folder of upstream's numbers for one model: `$SPRC_REFERENCE_DIR`, or the recorded `vit_g_tiny`."""
+@pytest.fixture(scope="session", params=["vit_g_tiny", "vit_l_tiny"])
+def reference_dir(request, recorded) -> Path:
+    """A folder of upstream's numbers for one model: `$SPRC_REFERENCE_DIR`, or those recorded for EVA-g and ViT-L."""
     given = os.environ.get("SPRC_REFERENCE_DIR")
-    return Path(given).resolve() if given else recorded / "vit_g_tiny"
+    if given and request.param == "vit_l_tiny":
+        pytest.skip("SPRC_REFERENCE_DIR names one folder")
+    folder = Path(given).resolve() if given else recorded / request.param
+    if not folder.is_dir():
+        pytest.skip(f"the numbers recorded for {request.param} are in the shared data folder alone")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(reference_dir):
+    """`upstream_reference.Reference` of `reference_dir`."""
+    from upstream_reference import load_reference
+
+    return load_reference(reference_dir)
 
 
 SMALL_MODEL = """
@@ -43,7 +57,6 @@ qformer: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, interme
           num_query_token: 4, initializer_range: 0.1}
 embed_dim: 16
 tokenizer: tiny_vocab.txt
-needs_weights: false
 """
 
 

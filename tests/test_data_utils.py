@@ -16,12 +16,12 @@ from data_utils import (
     CIRRDataset,
     build_preprocess,
     collate_fn,
-    input_geometry,
     missing_files,
     squarepad_transform,
     targetpad_transform,
 )
 from lavis.common.errors import InputError
+from preprocess import input_geometry
 
 PREPROCESS = targetpad_transform(1.25, 56)
 

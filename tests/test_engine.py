@@ -10,7 +10,7 @@ import engine
 from data_utils import CIRRDataset, collate_fn, targetpad_transform
 from lavis.common.errors import InputError
 from lavis.models import load_model_and_preprocess
-from retrieval_task import cirr_task
+from retrieval_task import cirr_validation
 from train_config import PRESETS, TrainConfig, find_preset
 
 CPU = engine.Runtime(torch.device("cpu"), torch.float32)
@@ -23,16 +23,16 @@ def config(demo) -> TrainConfig:
 
 @pytest.fixture
 def parts(demo, small_yaml):
-    """Model, training set, function from batch to samples, validation task."""
+    """Model, training set, function from batch to samples, validation."""
     torch.manual_seed(0)
     model, _, texts = load_model_and_preprocess("blip2_cir_align_prompt", small_yaml)
     preprocess = targetpad_transform(dim=56)
-    task = cirr_task(CIRRDataset("val", "classic", preprocess, demo), texts["eval"])
+    validation = cirr_validation(CIRRDataset("val", "classic", preprocess, demo), texts["eval"])
 
     def make_samples(batch):
         return dict(zip(("image", "target", "text_input"), batch, strict=True))
 
-    return model, CIRRDataset("train", "relative", preprocess, demo), make_samples, task
+    return model, CIRRDataset("train", "relative", preprocess, demo), make_samples, validation
 
 
 def read_csv(path) -> list[dict]:
@@ -82,7 +82,8 @@ def test_the_schedule_is_planned_as_upstream(config, epochs, planned):
 
 
 def test_scores_match_one_query_at_a_time(parts, config):
-    model, _, _, task = parts
+    model, _, _, validation = parts
+    (task,) = validation.tasks.values()
     found = engine.score_queries(model, task, dataclasses.replace(config, batch_size=5, memory_mib=0.01), CPU)
     gallery = torch.stack([task.gallery[i][1] for i in range(len(task.gallery))])
     features, embeds = model.extract_target_features(gallery)
@@ -104,8 +105,8 @@ def test_scores_match_one_query_at_a_time(parts, config):
 )
 def test_what_is_saved(parts, config, tmp_path, flags, files):
     config = dataclasses.replace(config, num_epochs=1, **flags)
-    model, train_set, make_samples, task = parts
-    best = engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+    model, train_set, make_samples, validation = parts
+    best = engine.fit(model, train_set, make_samples, validation, config, CPU, tmp_path)
     assert {path.name for path in tmp_path.glob("saved_models/*")} == files
     rows = read_csv(tmp_path / "train_metrics.csv")
     assert [list(row) for row in rows] == [["epoch", "loss_itc", "loss_rtc", "loss_align"]]
@@ -118,8 +119,8 @@ def test_what_is_saved(parts, config, tmp_path, flags, files):
 
 def test_validation_frequency(parts, config, tmp_path):
     config = dataclasses.replace(config, num_epochs=3, validation_frequency=2)
-    model, train_set, make_samples, task = parts
-    engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+    model, train_set, make_samples, validation = parts
+    engine.fit(model, train_set, make_samples, validation, config, CPU, tmp_path)
     assert [row["epoch"] for row in read_csv(tmp_path / "train_metrics.csv")] == ["0", "1", "2"]
     assert [row["epoch"] for row in read_csv(tmp_path / "validation_metrics.csv")] == ["0", "2"]
 
@@ -137,20 +138,20 @@ def test_the_first_of_equal_epochs_is_the_best():
 
 @pytest.mark.parametrize("value", [0.0, -0.01])
 def test_a_temperature_at_zero_stops_the_training(parts, config, tmp_path, value):
-    model, train_set, make_samples, task = parts
+    model, train_set, make_samples, validation = parts
     with torch.no_grad():
         model.temp.fill_(value)
     with pytest.raises(InputError, match=r"temperature|NaN"):
-        engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+        engine.fit(model, train_set, make_samples, validation, config, CPU, tmp_path)
     assert not (tmp_path / "saved_models").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_training(parts, config, tmp_path):
-    model, train_set, make_samples, task = parts
+    model, train_set, make_samples, validation = parts
     with torch.no_grad():
         model.vision_proj.weight.fill_(float("nan"))
     with pytest.raises(InputError, match=r"loss_itc.*epoch 0, step 0"):
-        engine.fit(model, train_set, make_samples, task, config, CPU, tmp_path)
+        engine.fit(model, train_set, make_samples, validation, config, CPU, tmp_path)
 
 
 def test_a_batch_larger_than_the_data_is_refused(parts, config):

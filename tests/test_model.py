@@ -122,7 +122,7 @@ def test_entry_point_gives_model_and_processors(small_yaml):
 def test_unknown_names_are_answered_with_the_known():
     with pytest.raises(InputError, match="blip2_cir_align_prompt"):
         load_model("blip2_cir_cat", "tiny")
-    with pytest.raises(InputError, match="pretrain, tiny"):
+    with pytest.raises(InputError, match="pretrain, pretrain_vitL, tiny"):
         load_model("blip2_cir_align_prompt", "large")
 
 

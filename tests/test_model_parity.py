@@ -4,91 +4,19 @@ The folder holds `meta.json`, `vocab.txt` and weights, inputs, outputs and grads
 the images of the first few samples only, and only some of the outputs and gradients: then those are compared.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from upstream_reference import Reference, build_model, samples_of, use_recorded_vision
 
 from engine import total_loss
-from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt, token_scores
+from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import token_scores
 from lavis.models.blip2_models.Qformer import attention_mask
-from lavis.models.model_config import ModelConfig, QformerConfig, VisionConfig
-from lavis.models.tokenizer import build_tokenizer
 
 PASSES = ("fusion", "text", "text_only", "target")  # in the order in which `forward` runs them
 LOSSES = ("loss_itc", "loss_rtc", "loss_align")
-
-
-@dataclass
-class Reference:
-    """One recorded folder."""
-
-    folder: Path
-    meta: dict
-    weights: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    grads: dict[str, Tensor]
-
-    @property
-    def captions(self) -> list[str]:
-        return self.meta["captions"]  # recorded without the caption processor
-
-
-@pytest.fixture(scope="module")
-def reference(reference_dir) -> Reference:
-    tensors = (load_file(reference_dir / f"{n}.safetensors") for n in ("weights", "inputs", "outputs", "grads"))
-    return Reference(reference_dir, json.loads((reference_dir / "meta.json").read_text()), *tensors)
-
-
-def reference_config(reference: Reference) -> ModelConfig:
-    meta, vit, qformer = reference.meta, reference.meta["config"]["vit"], reference.meta["config"]["qformer"]
-    encoder = {"eva": "eva_clip_g"}.get(vit["kind"], vit["kind"])
-    vision = VisionConfig(
-        encoder,
-        meta["image_size"],
-        meta["patch_size"],
-        vit["embed_dim"],
-        vit["depth"],
-        vit["num_heads"],
-        meta["vit_mlp_ratio"],
-    )
-    sizes = {name: size for name, size in qformer.items() if name != "base_vocab_size"}
-    config = meta["config"]
-    return ModelConfig(
-        vision,
-        QformerConfig(**sizes, dropout=0.0),
-        config["embed_dim"],
-        str(reference.folder / "vocab.txt"),
-        config["max_txt_len"],
-    )
-
-
-def build_model(reference: Reference) -> Blip2QformerCirAlignPrompt:
-    """In train mode, without dropout, padded as upstream."""
-    config = reference_config(reference)
-    model = Blip2QformerCirAlignPrompt(config, build_tokenizer(config.tokenizer, config.qformer.vocab_size))
-    model.text_padding = "max_length"
-    model.load_state_dict(
-        {n: w for n, w in reference.weights.items() if not n.startswith("Qformer.cls.")}, strict=False
-    )
-    return model.train()
-
-
-def use_recorded_vision(model: nn.Module, reference: Reference) -> None:
-    """Where the images of some samples are not at hand, start from the recorded output of the ViT."""
-    if len(reference.inputs["reference"]) < len(reference.meta["captions"]):
-        model.encode_frozen = lambda samples: reference.outputs[f"{samples}.visual_encoder"]
-
-
-def samples_of(reference: Reference) -> dict:
-    complete = len(reference.inputs["reference"]) == len(reference.meta["captions"])
-    images = [reference.inputs[n].float() for n in ("reference", "target")] if complete else ["ref", "target"]
-    return {"image": images[0], "target": images[1], "text_input": reference.captions}
 
 
 @dataclass
@@ -175,7 +103,10 @@ def test_vision_parity(reference):
                 found, reference.outputs[f"{prefix}.visual_encoder"][: len(found)]
             )
     for name, found in blocks.items():
-        differences[name] = difference(found, reference.outputs[name][: len(images)])
+        expected = reference.outputs[name]
+        if reference.meta["config"]["vit"]["kind"] == "clip":
+            expected = expected.transpose(0, 1)  # upstream's CLIP blocks have (tokens, B, D)
+        differences[name] = difference(found, expected[: len(images)])
     report("ViT", differences)
     assert len(blocks) == reference.meta["config"]["vit"]["depth"]
     assert max(differences.values()) < 1e-4, differences

@@ -1,50 +1,61 @@
 """LAVIS's entry points: `load_model` and `load_model_and_preprocess`."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from lavis.common.registry import registry
 from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
-from lavis.models.checkpoint import find_weights, load_checkpoint
+from lavis.models.checkpoint import load_checkpoint
 from lavis.models.model_config import load_config
 from lavis.models.tokenizer import build_tokenizer
+from lavis.models.weight_sources import find_weights
 from lavis.processors import BlipCaptionProcessor, BlipImageEvalProcessor
 
 __all__ = ["Blip2QformerCirAlignPrompt", "load_model", "load_model_and_preprocess"]
 
 
 def load_model(
-    name: str, model_type: str, is_eval: bool = False, device: str | torch.device = "cpu", weights: str | None = None
+    name: str,
+    model_type: str,
+    is_eval: bool = False,
+    device: str | torch.device = "cpu",
+    weights: str | None = None,
+    drop_region_proj: bool = False,
 ) -> nn.Module:
-    """A model with its weights on `device`.
+    """A model with its weights on `device`; what was loaded is printed.
 
     Args:
         name: registered name, `blip2_cir_align_prompt`.
-        model_type: `pretrain`, `tiny`, or the path of a YAML file.
+        model_type: `pretrain`, `pretrain_vitL`, `tiny`, or the path of a YAML file.
         is_eval: eval mode instead of train mode.
         device: on CUDA the frozen ViT is in half precision, as upstream.
-        weights: an SPRC checkpoint (.pt), `random`, or None for the default place (`checkpoint.find_weights`).
+        weights: a weight file or folder of any format that `checkpoint.FORMATS` knows, `random`, or None to look in
+            the default places (`weight_sources.find_weights`).
+        drop_region_proj: leave out a `region_proj` of another shape.
 
     Raises InputError where a name is unknown or the weights are missing or do not fit.
     """
     model_class, config = registry.get_model_class(name), load_config(model_type)
-    path = find_weights(weights, config.needs_weights)
+    files = find_weights(weights, config)
     tokenizer = build_tokenizer(config.tokenizer, config.qformer.vocab_size)
-    with torch.device("cpu" if path is None else "meta"):  # no time is spent on weights that a file replaces
+    with torch.device("cpu" if files is None else "meta"):  # no time is spent on weights that a file replaces
         model = model_class(config, tokenizer)
     if torch.device(device).type == "cuda":
         model.use_half_precision_vit()
-    if path is not None:
-        load_checkpoint(model, Path(path))
+    if files is not None:
+        print(f"weights: {load_checkpoint(model, files.main, files.vision, drop_region_proj)}", flush=True)
     return model.to(device).train(not is_eval)
 
 
 def load_model_and_preprocess(
-    name: str, model_type: str, is_eval: bool = False, device: str | torch.device = "cpu", weights: str | None = None
+    name: str,
+    model_type: str,
+    is_eval: bool = False,
+    device: str | torch.device = "cpu",
+    weights: str | None = None,
+    drop_region_proj: bool = False,
 ) -> tuple[nn.Module, dict, dict]:
     """`load_model`, with LAVIS's image and caption processors: `(model, vis_processors, txt_processors)`."""
-    model = load_model(name, model_type, is_eval, device, weights)
+    model = load_model(name, model_type, is_eval, device, weights, drop_region_proj)
     image, caption = BlipImageEvalProcessor(model.config.vision.image_size), BlipCaptionProcessor()
     return model, {"train": image, "eval": image}, {"train": caption, "eval": caption}

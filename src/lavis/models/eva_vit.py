@@ -1,14 +1,16 @@
-"""The frozen vision encoder, built from timm (EVA-CLIP: https://arxiv.org/abs/2211.07636)."""
+"""The frozen vision encoder, built from timm: EVA-CLIP-g (https://arxiv.org/abs/2211.07636) or CLIP ViT-L."""
 
 from functools import partial
 
 import numpy as np
 import torch
 from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lavis.common.errors import InputError
 from lavis.models.model_config import VisionConfig
+from lavis.models.weight_names import speak_upstream_clip
 
 
 def build_vision_encoder(config: VisionConfig) -> nn.Module:
@@ -16,29 +18,55 @@ def build_vision_encoder(config: VisionConfig) -> nn.Module:
 
     There is no final norm: `ln_vision`, which is trained, takes its place. Raises InputError for an unknown encoder.
     """
-    if config.encoder != "eva_clip_g":
-        raise InputError(f"unknown vision encoder {config.encoder!r}: this version has eva_clip_g")
-    vit = Eva(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.width,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        num_classes=0,
-        global_pool="",
-        use_post_transformer_norm=False,
-    )
+    if config.encoder not in ENCODERS:
+        raise InputError(f"unknown vision encoder {config.encoder!r}: use {' or '.join(ENCODERS)}")
+    vit = ENCODERS[config.encoder](config)
     if config.seed is not None:
         seed_weights(vit, config.seed)
     return vit.requires_grad_(False).eval()
 
 
+def _sizes(config: VisionConfig) -> dict:
+    return {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "mlp_ratio": config.mlp_ratio,
+        "num_classes": 0,
+        "global_pool": "",
+    }
+
+
+def _build_eva(config: VisionConfig) -> Eva:
+    return Eva(**_sizes(config), norm_layer=partial(nn.LayerNorm, eps=1e-6), use_post_transformer_norm=False)
+
+
+def _build_clip(config: VisionConfig) -> VisionTransformer:
+    """OpenAI's CLIP ViT (https://arxiv.org/abs/2103.00020) without its last block, `ln_post` and projection."""
+    vit = VisionTransformer(
+        **_sizes(config),
+        pre_norm=True,
+        final_norm=False,
+        act_layer="quick_gelu",
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),
+    )
+    speak_upstream_clip(vit)
+    return vit
+
+
+ENCODERS = {"eva_clip_g": _build_eva, "clip_L": _build_clip}
+
+
 def use_half_precision(vit: nn.Module) -> nn.Module:
-    """Linear and convolution weights in float16; norms, embeddings and the q and v biases stay float32, as upstream."""
-    for module in vit.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+    """Linear and convolution weights in float16; norms, embeddings and the q and v biases stay float32, as upstream.
+
+    So do CLIP's stacked query, key and value weights, which are no linear layer there.
+    """
+    for name, module in vit.named_modules():
+        stacked = isinstance(vit, VisionTransformer) and name.endswith("attn.qkv")
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not stacked:
             module.half()
     return vit
 

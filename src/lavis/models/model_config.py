@@ -50,7 +50,8 @@ class ModelConfig:
     """Everything that fixes the parameters of a model.
 
     `tokenizer` is a vocabulary file beside the YAML file, a folder, or a name on the hub.
-    `needs_weights` says that random weights are no sensible default (`pretrain`).
+    `weights` and `vision_weights` are the files that LAVIS publishes for it, and `hub_weights` the repository on the
+    hub with both in one (`weight_sources.py`). Where `weights` is empty, random weights are the default (`tiny`).
     """
 
     vision: VisionConfig
@@ -58,7 +59,9 @@ class ModelConfig:
     embed_dim: int
     tokenizer: str
     max_txt_len: int = 32
-    needs_weights: bool = True
+    weights: str = ""
+    vision_weights: str = ""
+    hub_weights: str = ""
 
 
 def config_path(model_type: str) -> Path:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from lavis.models.checkpoint import rename_on_load, rename_on_save
 from lavis.models.model_config import QformerConfig
+from lavis.models.weight_names import speak_upstream_qformer
 
 
 class Qformer(nn.Module):
     """Shapes: B batch, Q query tokens, L text tokens, P + 1 image tokens of width `vision_width`, H hidden size.
 
-    Text masks are (B, L), 1 for a token and 0 for padding. Its state dict has LAVIS's names (`checkpoint.py`).
+    Text masks are (B, L), 1 for a token and 0 for padding. Its state dict has LAVIS's names (`weight_names.py`).
     """
 
     def __init__(self, config: QformerConfig, vision_width: int):
@@ -24,8 +24,7 @@ class Qformer(nn.Module):
         self.model = Blip2QFormerModel(_transformers_config(config, vision_width))
         for embedding in (self.word_embeddings, self.position_embeddings):
             nn.init.normal_(embedding.weight, std=0.02)
-        self.register_state_dict_post_hook(rename_on_save)
-        self.register_load_state_dict_pre_hook(rename_on_load)
+        speak_upstream_qformer(self)
 
     def fuse(self, queries: Tensor, input_ids: Tensor, text_mask: Tensor, image_embeds: Tensor) -> Tensor:
         """Pass 1: [queries | text], the queries cross-attending to the reference image -> (B, Q + L, H)."""

@@ -13,6 +13,8 @@ from lavis.models.blip2_models.Qformer import Qformer
 from lavis.models.eva_vit import build_vision_encoder, use_half_precision
 from lavis.models.model_config import ModelConfig
 
+INITIAL_TEMPERATURE = 0.07
+
 
 @dataclass
 class Blip2Features:
@@ -47,7 +49,12 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         self.text_proj = nn.Linear(hidden, config.embed_dim)
         # Part of every checkpoint, but no loss of SPRC reaches it.
         self.itm_head = nn.Linear(hidden, 2).requires_grad_(False)
-        self.temp = nn.Parameter(torch.tensor(0.07))
+        self.temp = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Initial values of the parameters that a published file may lack, by name, on the CPU."""
+        prompts = torch.empty(self.prompt_tokens.shape, device="cpu").normal_(std=0.02)
+        return {"prompt_tokens": prompts, "temp": torch.tensor(INITIAL_TEMPERATURE, device="cpu")}
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,241 @@
+"""Where weights come from: a given path, `models/weights`, LAVIS's cache folder, the hub's cache, then a download."""
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import huggingface_hub
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from tqdm import tqdm
+
+from lavis.common.errors import InputError
+from lavis.models.checkpoint import read_weights
+from lavis.models.model_config import ModelConfig
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
+# What a file holds; the sizes follow from the numbers of parameters and the type they are stored in.
+PUBLISHED = {
+    "blip2_pretrained.pth": "Q-Former, about 0.75 GB",
+    "blip2_pretrained_vitL.pth": "Q-Former, about 0.75 GB",
+    "eva_vit_g.pth": "EVA-CLIP-g ViT, about 2 GB",
+    "clip_vit_L.pth": "CLIP ViT-L, 0.6 GB or 1.2 GB by its precision",
+}
+HUB_FILES = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "vocab.txt"]
+ATTEMPTS = 5
+SECONDS_TO_CONNECT = 20
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """A weight file or folder, and the ViT's own file where the first holds none."""
+
+    main: Path
+    vision: Path | None = None
+
+
+def find_weights(argument: str | None, config: ModelConfig, download: bool = True) -> WeightFiles | None:
+    """The files of initial weights; None for random ones.
+
+    In this order: `argument` (a path, or `random`), `$SPRC_WEIGHTS`, `models/weights`, LAVIS's cache folder, the hub's
+    cache, a download. A backbone without published weights (`tiny`) takes only what `argument` names.
+
+    Raises InputError where there are several candidates, or none: then with every file, its source and its place.
+    """
+    given = argument or (os.environ.get("SPRC_WEIGHTS") if config.weights else None)
+    if given:
+        return None if given == "random" else _with_vision(_given(Path(given), config), config, download)
+    if not config.weights:
+        return None
+    main = _local(config) or (_download_main(config) if download else None)
+    if main is None:
+        raise InputError(how_to_get(config))
+    return _with_vision(main, config, download)
+
+
+def weight_folders() -> list[Path]:
+    """Where published files are looked for: a folder of this repository, and torch.hub's cache, which LAVIS uses."""
+    return [REPOSITORY / "models" / "weights", Path(torch.hub.get_dir()) / "checkpoints"]
+
+
+def _given(path: Path, config: ModelConfig) -> Path:
+    """A path that the user named: a file, a folder of the hub's format, or a folder with the published files."""
+    path = path.expanduser()
+    if not path.exists():
+        raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
+    published = path / config.weights if config.weights else path
+    return published if path.is_dir() and published.is_file() else path
+
+
+def _local(config: ModelConfig) -> Path | None:
+    """Weights on this machine: the one checkpoint in `models/weights`, or a published file where it may lie."""
+    folder = weight_folders()[0]
+    found = [
+        p for p in sorted(folder.glob("*")) if p.suffix in (".pt", ".safetensors") or (p / "config.json").is_file()
+    ]
+    if len(found) > 1:
+        raise InputError(
+            f"{folder} holds {len(found)} checkpoints ({', '.join(p.name for p in found)}): name one by --weights PATH"
+            " or SPRC_WEIGHTS"
+        )
+    return found[0] if found else _published(config.weights, weight_folders()) or _hub_snapshot(config)
+
+
+def _published(name: str, folders: list[Path]) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _hub_snapshot(config: ModelConfig) -> Path | None:
+    """The folder of the hub's cache with this model's weights, where they are there whole."""
+    if not config.hub_weights:
+        return None
+    found = huggingface_hub.try_to_load_from_cache(config.hub_weights, "config.json")
+    folder = Path(found).parent if isinstance(found, str) else None
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return folder if folder and any((folder / name).is_file() for name in names) else None
+
+
+def _with_vision(main: Path, config: ModelConfig, download: bool) -> WeightFiles:
+    """Find the ViT of a file that holds none: beside it, or where published files lie, or by download."""
+    if not config.vision_weights or read_weights(main).holds_vision:
+        return WeightFiles(main)
+    vision = _published(config.vision_weights, [main.parent, *weight_folders()])
+    if vision is None and download:
+        vision = _try_download(config.vision_weights)
+    if vision is None:
+        raise InputError(f"{main} holds no vision encoder. " + how_to_get(config))
+    return WeightFiles(main, vision)
+
+
+def how_to_get(config: ModelConfig) -> str:
+    """One message with every file, its size, its source and its place."""
+    folders = " or ".join(map(str, weight_folders()))
+    lines = ["this backbone needs pretrained weights that are not on this machine. One of:"]
+    lines += [f"  - put an SPRC checkpoint (.pt) into {weight_folders()[0]}, or name it by --weights or SPRC_WEIGHTS"]
+    lines += [f"  - put these into {folders}:"]
+    lines += [
+        f"      {LAVIS_URL}{name} ({PUBLISHED.get(name, 'LAVIS')})" for name in (config.weights, config.vision_weights)
+    ]
+    if config.hub_weights:
+        lines += [
+            f"  - have https://huggingface.co/{config.hub_weights} (about 4.7 GB) in the hub's cache {HF_HUB_CACHE},"
+        ]
+        lines += [f"    or its files in a folder of {weight_folders()[0]}; HF_ENDPOINT names a mirror of the hub"]
+    lines += ["  - on a machine with a network: python roi_align_integration/tools/get_weights.py"]
+    lines += ["  - --weights random starts from nothing, for a trial of speed or memory"]
+    return "\n".join(lines)
+
+
+def _download_main(config: ModelConfig) -> Path | None:
+    return _try_download(config.weights) or _try_hub(config)
+
+
+def _try_download(name: str) -> Path | None:
+    """A published file, in LAVIS's cache folder; None where there is no network."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return None
+    path = weight_folders()[1] / name
+    try:
+        download(LAVIS_URL + name, path)
+    except OSError as error:
+        print(f"no download of {LAVIS_URL}{name}: {error}", flush=True)
+        return None
+    return path
+
+
+def _try_hub(config: ModelConfig) -> Path | None:
+    """The hub's files, in its cache and checked; None where there is no network."""
+    if not config.hub_weights or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        folder = Path(huggingface_hub.snapshot_download(config.hub_weights, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        print(f"no download of {config.hub_weights}: {error}", flush=True)
+        return None
+    for path in folder.glob("*.safetensors"):
+        check_blob(path)
+    return folder
+
+
+def check_blob(path: Path) -> None:
+    """Check a large file of the hub's cache against its SHA-256, which is the name of the blob that it links to."""
+    blob = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != blob.name:
+        blob.unlink()
+        raise InputError(f"{path} was damaged on its way (SHA-256 {found}) and has been removed: run this again")
+
+
+def download(url: str, path: Path) -> None:
+    """Download to `path` with a progress bar; goes on from what an earlier attempt left in `<path>.partial`.
+
+    The file is checked against its length and, where the server publishes one (`x-goog-hash`), its MD5; it takes its
+    name only once it is whole. Raises OSError where the network fails, InputError where the content is damaged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    print(f"downloading {url} to {path}", flush=True)
+    for attempt in range(ATTEMPTS):
+        try:
+            md5 = _fetch(url, partial)
+            break
+        except OSError:
+            if attempt == ATTEMPTS - 1 or not partial.is_file():
+                raise
+    if md5 is not None and _md5(partial) != md5:
+        partial.unlink()
+        raise InputError(f"{url} was damaged on its way: its MD5 is not the one that the server gives. Run this again")
+    os.replace(partial, path)
+
+
+def _fetch(url: str, partial: Path) -> str | None:
+    """Append what is missing to `partial`; returns the MD5 that the server gives (base64), or None."""
+    start = partial.stat().st_size if partial.is_file() else 0
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urlopen(request, timeout=SECONDS_TO_CONNECT)
+    except HTTPError as error:
+        if error.code != 416 or not start:
+            raise
+        partial.unlink()  # longer than the source: it is of something else
+        return _fetch(url, partial)
+    with response:
+        start = start if response.status == 206 else 0  # a server without ranges sends everything
+        total = start + int(response.headers["Content-Length"])
+        with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as bar:
+            for chunk in _chunks(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if partial.stat().st_size != total:
+            raise ConnectionError(f"the connection broke after {partial.stat().st_size} of {total} bytes")
+        return published_md5(response.headers.get_all("x-goog-hash", []))
+
+
+def _chunks(response) -> Iterator[bytes]:
+    while chunk := response.read(2**20):
+        yield chunk
+
+
+def _bar(name: str, start: int, total: int) -> tqdm:
+    return tqdm(desc=name.removesuffix(".partial"), initial=start, total=total, unit="B", unit_scale=True)
+
+
+def published_md5(headers: list[str]) -> str | None:
+    """The MD5 (base64) among Google's `x-goog-hash` headers, `crc32c=...,md5=...`, or None."""
+    parts = [part.strip() for header in headers for part in header.split(",")]
+    return next((part.removeprefix("md5=") for part in parts if part.startswith("md5=")), None)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()

@@ -1,0 +1,246 @@
+"""Every format of weights, written at a tiny size from upstream's recorded weights, read, and its outputs compared."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from upstream_reference import build_model, reference_config
+
+from lavis.common.errors import InputError
+from lavis.models import load_model
+from lavis.models.checkpoint import WORD_EMBEDDINGS, load_checkpoint, read_weights, save_model
+from lavis.models.weight_names import to_hub
+
+NAME = "Blip2QformerCirAlignPrompt"
+VISION_FILES = {"eva_clip_g": "eva_vit_g.pth", "clip_L": "clip_vit_L.pth"}
+
+
+def vision_file_name(reference) -> str:
+    return VISION_FILES[reference_config(reference).vision.encoder]
+
+
+@pytest.fixture
+def backbone(reference, tmp_path) -> str:
+    """A YAML file of the recorded model's sizes, with the names that LAVIS gives its files."""
+    config = replace(
+        reference_config(reference), weights="blip2_pretrained.pth", vision_weights=vision_file_name(reference)
+    )
+    path = tmp_path / "backbone.yaml"
+    path.write_text(yaml.safe_dump(asdict(config)))
+    return str(path)
+
+
+def copies(state):
+    return {name: tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+def write_sprc(reference, folder):
+    torch.save({"epoch": 3, NAME: reference.weights}, folder / "sprc.pt")
+    return folder / "sprc.pt"
+
+
+def write_sprc_of_before_zip(reference, folder):
+    torch.save({"epoch": 3, NAME: reference.weights}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    return folder / "old.pt"
+
+
+def write_safetensors(reference, folder):
+    save_file(copies(reference.weights), folder / "any name")
+    return folder / "any name"
+
+
+def write_lavis(reference, folder):
+    """LAVIS's two files: the Q-Former without prompts, and the published ViT, which has a block and a head too many."""
+    vision = {
+        name.removeprefix("visual_encoder."): tensor
+        for name, tensor in reference.weights.items()
+        if name.startswith("visual_encoder.")
+    }
+    torch.save(published_vision(vision, reference), folder / vision_file_name(reference))
+    qformer = {n: t for n, t in reference.weights.items() if not n.startswith(("visual_encoder.", "prompt_tokens"))}
+    torch.save({"model": qformer, "epoch": 1}, folder / "blip2_pretrained.pth")
+    return folder / "blip2_pretrained.pth"
+
+
+def published_vision(vision, reference):
+    config = reference_config(reference).vision
+    blocks = "blocks." if config.encoder == "eva_clip_g" else "transformer.resblocks."
+    last = {n: t for n, t in vision.items() if n.startswith(f"{blocks}0.")}
+    vision |= {n.replace(f"{blocks}0.", f"{blocks}{config.depth}."): torch.randn_like(t) for n, t in last.items()}
+    heads = ("norm.weight", "norm.bias", "head.weight", "head.bias") if blocks == "blocks." else (
+        "ln_post.weight", "ln_post.bias", "proj")  # fmt: skip
+    return {n: t.half() for n, t in (vision | {name: torch.zeros(config.width) for name in heads}).items()}
+
+
+def write_lavis_with_vision(reference, folder):
+    whole = {name: tensor for name, tensor in reference.weights.items() if name != "prompt_tokens"}
+    torch.save({"model": whole}, folder / "whole.pth")
+    return folder / "whole.pth"
+
+
+def write_hub(reference, folder):
+    if reference_config(reference).vision.encoder != "eva_clip_g":
+        pytest.skip("the hub's BLIP-2 has no CLIP ViT")
+    (folder / "hub").mkdir()
+    state = to_hub({n: t for n, t in reference.weights.items() if not n.startswith("Qformer.cls.")})
+    save_file(copies(state), folder / "hub" / "model.safetensors")
+    return folder / "hub"
+
+
+def write_own(reference, folder):
+    """What this project saves."""
+    save_model(build_model(reference), 5, folder / "own" / "own.pt")
+    return folder / "own" / "own.pt"
+
+
+WRITERS = {
+    "sprc": (write_sprc, set(), 1e-4),
+    "sprc of before zip": (write_sprc_of_before_zip, set(), 1e-4),
+    "safetensors": (write_safetensors, set(), 1e-4),
+    "lavis, ViT in half precision": (write_lavis, {"prompt_tokens"}, 5e-2),
+    "lavis with ViT": (write_lavis_with_vision, {"prompt_tokens"}, 1e-4),
+    "hub": (write_hub, {"prompt_tokens", "temp"}, 1e-4),
+    "own": (write_own, set(), 1e-4),
+}
+
+
+@torch.no_grad()
+def output_differences(model, reference) -> dict[str, float]:
+    """Largest differences to upstream's recorded ViT output, target tokens, query features and scores."""
+    images = reference.inputs["reference"].float()
+    found = {"visual_encoder": model.encode_frozen(images)}
+    expected = {"visual_encoder": reference.outputs["ref.visual_encoder"][: len(images)]}
+    embeds = {name: model.normalize_vision(reference.outputs[f"{name}.visual_encoder"]) for name in ("ref", "target")}
+    found["target_feats"] = model._target_features(embeds["target"])
+    found["fusion_feats"] = model.extract_query_features(embeds["ref"], reference.captions)
+    found["inference.sim"] = model.inference(embeds["ref"], found["target_feats"], reference.captions)
+    expected |= {name: reference.outputs[name] for name in found if name != "visual_encoder"}
+    return {name: (found[name] - expected[name]).abs().max().item() for name in found}
+
+
+@pytest.mark.parametrize("format_name", WRITERS)
+def test_every_format_gives_upstreams_outputs(reference, backbone, format_name, tmp_path, capsys):
+    write, fresh, vision_tolerance = WRITERS[format_name]
+    path = write(reference, tmp_path)
+    torch.manual_seed(0)
+    model = load_model("blip2_cir_align_prompt", backbone, is_eval=True, weights=str(path))
+    said = capsys.readouterr().out
+    differences = output_differences(model, reference)
+    print(f"{format_name}, {reference.folder.name}: " + ", ".join(f"{n} {d:.1e}" for n, d in differences.items()))
+    assert differences.pop("visual_encoder") < vision_tolerance
+    assert max(differences.values()) < 1e-5, differences
+    assert str(path) in said
+    for name in ("prompt_tokens", "temp"):
+        assert (name in said) == (name in fresh)
+    if "prompt_tokens" in fresh:
+        assert 0.005 < model.prompt_tokens.std() < 0.04
+    else:
+        assert torch.equal(model.prompt_tokens, reference.weights["prompt_tokens"])
+    assert model.temp.item() == pytest.approx(0.07 if "temp" in fresh else reference.weights["temp"].item())
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+def test_what_is_saved_has_upstreams_names_and_layout_parity(reference, tmp_path):
+    content = torch.load(write_own(reference, tmp_path), weights_only=True)
+    assert set(content) == {"epoch", NAME}
+    expected = {n: t for n, t in reference.weights.items() if not n.startswith("Qformer.cls.")}
+    assert {n: (t.shape, t.dtype) for n, t in content[NAME].items()} == {
+        n: (t.shape, t.dtype) for n, t in expected.items()
+    }
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in content[NAME].items())
+
+
+def test_a_vision_encoder_alone_is_no_model(reference, backbone, tmp_path):
+    write_lavis(reference, tmp_path)
+    with pytest.raises(InputError, match="vision encoder alone"):
+        load_checkpoint(build_model(reference), tmp_path / vision_file_name(reference))
+
+
+def test_a_missing_vision_encoder_is_named(reference, tmp_path, backbone, monkeypatch):
+    monkeypatch.setattr("lavis.models.weight_sources.weight_folders", lambda: [tmp_path / "a", tmp_path / "b"])
+    path = write_lavis(reference, tmp_path)
+    (tmp_path / vision_file_name(reference)).unlink()
+    with pytest.raises(InputError, match="holds no vision encoder") as error:
+        load_model("blip2_cir_align_prompt", backbone, weights=str(path))
+    for part in (str(path), vision_file_name(reference), "storage.googleapis.com", str(tmp_path / "a")):
+        assert part in str(error.value)
+    with pytest.raises(InputError, match="holds no vision encoder: put eva_vit_g"):
+        load_checkpoint(build_model(reference), path)
+
+
+def test_the_vision_file_is_checked_by_name(reference, tmp_path):
+    path = write_lavis(reference, tmp_path)
+    vision_path = tmp_path / vision_file_name(reference)
+    vision = torch.load(vision_path)
+    name = next(n for n in vision if n.endswith("0.attn.qkv.weight") or n.endswith("0.attn.in_proj_weight"))
+    torch.save({n: t for n, t in vision.items() if n != name} | {"extra": torch.zeros(1)}, vision_path)
+    with pytest.raises(InputError) as error:
+        load_checkpoint(build_model(reference), path, vision_path)
+    assert f"1 missing: visual_encoder.{name}; 1 unexpected: visual_encoder.extra" in str(error.value)
+    assert str(vision_path) in str(error.value)
+
+
+def test_only_the_next_block_is_ignored(reference, tmp_path):
+    """A deeper ViT is of another size: its first blocks are not the model."""
+    path = write_lavis(reference, tmp_path)
+    vision_path = tmp_path / vision_file_name(reference)
+    vision = torch.load(vision_path)
+    depth = reference_config(reference).vision.depth
+    vision |= {n.replace(f".{depth}.", f".{depth + 1}.") if f"s.{depth}." in n else n: t for n, t in vision.items()}
+    torch.save(vision, vision_path)
+    with pytest.raises(InputError, match=rf"unexpected.*blocks\.{depth + 1}\."):
+        load_checkpoint(build_model(reference), path, vision_path)
+
+
+def test_a_foreign_region_proj_is_refused_unless_dropped(reference, backbone, tmp_path, capsys):
+    foreign = {"region_proj.weight": torch.zeros(7, 3), "region_proj.bias": torch.zeros(7)}
+    path = tmp_path / "port.pt"
+    torch.save({"epoch": 0, NAME: reference.weights | foreign}, path)
+    with pytest.raises(InputError, match="--drop-region-proj") as error:
+        load_model("blip2_cir_align_prompt", backbone, weights=str(path))
+    assert "region_proj.weight (7, 3)" in str(error.value)
+    model = load_model("blip2_cir_align_prompt", backbone, is_eval=True, weights=str(path), drop_region_proj=True)
+    assert "region_proj of the file dropped" in capsys.readouterr().out
+    assert max(output_differences(model, reference).values()) < 1e-4
+
+
+def test_a_region_proj_of_the_models_own_shape_is_loaded(reference, tmp_path):
+    model = build_model(reference)
+    model.region_proj = torch.nn.Linear(3, 7)
+    path = tmp_path / "same.pt"
+    fitting = {"region_proj.weight": torch.ones(7, 3), "region_proj.bias": torch.ones(7)}
+    torch.save({"epoch": 0, NAME: reference.weights | fitting}, path)
+    assert load_checkpoint(model, path).fresh == []
+    assert torch.equal(model.region_proj.weight, torch.ones(7, 3))
+
+
+def test_berts_own_vocabulary_gets_a_row_for_dec(reference, backbone, tmp_path, capsys):
+    shorter = dict(reference.weights)
+    shorter[WORD_EMBEDDINGS] = shorter[WORD_EMBEDDINGS][:-1]
+    path = tmp_path / "short.pt"
+    torch.save({"epoch": 0, NAME: shorter}, path)
+    model = load_model("blip2_cir_align_prompt", backbone, is_eval=True, weights=str(path))
+    assert "[DEC]" in capsys.readouterr().out
+    assert max(output_differences(model, reference).values()) < 1e-4
+    shorter[WORD_EMBEDDINGS] = shorter[WORD_EMBEDDINGS][:-1]
+    torch.save({"epoch": 0, NAME: shorter}, path)
+    with pytest.raises(InputError, match=r"1 wrongly shaped: .*word_embeddings"):
+        load_model("blip2_cir_align_prompt", backbone, weights=str(path))
+
+
+def test_other_contents_are_named(tmp_path):
+    for content, part in (({"a": torch.zeros(1)}, "no weights that this model can read"), ([1], "holds a list")):
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(InputError, match=part):
+            read_weights(tmp_path / "x.pt")
+    torch.save({NAME: {"temp": "warm"}}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="'temp' is no tensor"):
+        read_weights(tmp_path / "x.pt")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    with pytest.raises(InputError, match="cannot be read as a weight file"):
+        read_weights(tmp_path / "cut.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(InputError, match="no index of safetensors parts"):
+        read_weights(tmp_path)

@@ -1,0 +1,80 @@
+"""A folder of numbers recorded from upstream SPRC, and this project's model built to its sizes."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
+from lavis.models.model_config import ModelConfig, QformerConfig, VisionConfig
+from lavis.models.tokenizer import build_tokenizer
+
+
+@dataclass
+class Reference:
+    """One recorded folder."""
+
+    folder: Path
+    meta: dict
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    grads: dict[str, Tensor]
+
+    @property
+    def captions(self) -> list[str]:
+        return self.meta["captions"]  # recorded without the caption processor
+
+
+def load_reference(folder: Path) -> Reference:
+    """Raises FileNotFoundError where a file is missing."""
+    tensors = (load_file(folder / f"{n}.safetensors") for n in ("weights", "inputs", "outputs", "grads"))
+    return Reference(folder, json.loads((folder / "meta.json").read_text()), *tensors)
+
+
+def reference_config(reference: Reference) -> ModelConfig:
+    meta, vit, qformer = reference.meta, reference.meta["config"]["vit"], reference.meta["config"]["qformer"]
+    encoder = {"eva": "eva_clip_g", "clip": "clip_L"}.get(vit["kind"], vit["kind"])
+    vision = VisionConfig(
+        encoder,
+        meta["image_size"],
+        meta["patch_size"],
+        vit["embed_dim"],
+        vit["depth"],
+        vit["num_heads"],
+        meta["vit_mlp_ratio"],
+    )
+    sizes = {name: size for name, size in qformer.items() if name != "base_vocab_size"}
+    config = meta["config"]
+    return ModelConfig(
+        vision,
+        QformerConfig(**sizes, dropout=0.0),
+        config["embed_dim"],
+        str(reference.folder / "vocab.txt"),
+        config["max_txt_len"],
+    )
+
+
+def build_model(reference: Reference) -> Blip2QformerCirAlignPrompt:
+    """In train mode, without dropout, padded as upstream."""
+    config = reference_config(reference)
+    model = Blip2QformerCirAlignPrompt(config, build_tokenizer(config.tokenizer, config.qformer.vocab_size))
+    model.text_padding = "max_length"
+    model.load_state_dict(
+        {n: w for n, w in reference.weights.items() if not n.startswith("Qformer.cls.")}, strict=False
+    )
+    return model.train()
+
+
+def use_recorded_vision(model: nn.Module, reference: Reference) -> None:
+    """Where the images of some samples are not at hand, start from the recorded output of the ViT."""
+    if len(reference.inputs["reference"]) < len(reference.meta["captions"]):
+        model.encode_frozen = lambda samples: reference.outputs[f"{samples}.visual_encoder"]
+
+
+def samples_of(reference: Reference) -> dict:
+    complete = len(reference.inputs["reference"]) == len(reference.meta["captions"])
+    images = [reference.inputs[n].float() for n in ("reference", "target")] if complete else ["ref", "target"]
+    return {"image": images[0], "target": images[1], "text_input": reference.captions}
