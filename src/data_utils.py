@@ -22,10 +22,27 @@ FASHIONIQ_ROOT = REPOSITORY / "fashionIQ_dataset"
 
 
 class ImageDataset(Dataset):
-    """Images by name: `image_paths` maps a name to its path relative to `root`."""
+    """What the datasets share. `image_paths` maps the name of every image, in the gallery's order, to its path relative
+    to `root`; in mode `classic` an item is `(name, image)`, in mode `relative` what `triplet` gives.
+    """
 
-    def __init__(self, title: str, root: Path, image_paths: dict[str, str], preprocess: Callable):
-        self.title, self.root, self.image_paths, self.preprocess = title, root, image_paths, preprocess
+    triplets: list[dict]
+
+    def __init__(self, title: str, mode: str, root: Path, image_paths: dict[str, str], preprocess: Callable):
+        self.title, self.mode, self.root, self.preprocess = title, mode, root, preprocess
+        self.image_paths, self.names = image_paths, list(image_paths)
+
+    def __len__(self) -> int:
+        return len(self.triplets if self.mode == "relative" else self.names)
+
+    def __getitem__(self, index: int) -> tuple:
+        if self.mode == "relative":
+            return self.triplet(index)
+        return self.names[index], self.load_image(self.names[index])
+
+    def triplet(self, index: int) -> tuple:
+        """The item of mode `relative`."""
+        raise NotImplementedError
 
     def load_image(self, name: str) -> Tensor:
         """The preprocessed image (3, S, S). Raises InputError that names the file where it is missing or broken."""
@@ -70,17 +87,11 @@ class CIRRDataset(ImageDataset):
         if split not in self.SPLITS or mode not in self.MODES:
             raise InputError(f"CIRRDataset: split {split!r}, mode {mode!r}; use {self.SPLITS} and {self.MODES}")
         root = Path(CIRR_ROOT if data_path is None else data_path).expanduser()
-        super().__init__(f"CIRR {split}", root, _read_image_split(root, split), preprocess)
-        self.split, self.mode = split, mode
-        self.names = list(self.image_paths)
+        super().__init__(f"CIRR {split}", mode, root, _read_image_split(root, split), preprocess)
+        self.split = split
         self.triplets = _read_captions(root, split, self.image_paths)
 
-    def __len__(self) -> int:
-        return len(self.triplets if self.mode == "relative" else self.names)
-
-    def __getitem__(self, index: int) -> tuple:
-        if self.mode == "classic":
-            return self.names[index], self.load_image(self.names[index])
+    def triplet(self, index: int) -> tuple:
         entry = self.triplets[index]
         reference, caption = entry["reference"], entry["caption"]
         if self.split == "train":
@@ -131,22 +142,17 @@ class FashionIQDataset(ImageDataset):
         root = Path(FASHIONIQ_ROOT if data_path is None else data_path).expanduser()
         if not root.is_dir():
             raise InputError(f"no folder {root}: give the folder that holds captions/ and images/ with --data-path")
-        self.split, self.mode = split, mode
+        self.split = split
         self.triplets = [entry for kind in dress_types for entry in _read_fashioniq_captions(root, kind, split)]
         named = dict.fromkeys(name for entry in self.triplets for name in _fashioniq_names(entry, split))
         if mode == "relative":
-            self.names = list(named)
+            names = list(named)
         else:
             listed = dict.fromkeys(name for kind in dress_types for name in _read_fashioniq_list(root, kind, split))
-            self.names = [name for name in listed if gallery == "split" or name in named]
-        super().__init__(f"FashionIQ {split}", root, _fashioniq_image_paths(root, self.names), preprocess)
+            names = [name for name in listed if gallery == "split" or name in named]
+        super().__init__(f"FashionIQ {split}", mode, root, _fashioniq_image_paths(root, names), preprocess)
 
-    def __len__(self) -> int:
-        return len(self.triplets if self.mode == "relative" else self.names)
-
-    def __getitem__(self, index: int) -> tuple:
-        if self.mode == "classic":
-            return self.names[index], self.load_image(self.names[index])
+    def triplet(self, index: int) -> tuple:
         entry = self.triplets[index]
         reference, captions = entry["candidate"], entry["captions"]
         if self.split == "train":

@@ -1,6 +1,7 @@
 """The scripts as a user calls them: train -> validate -> submit, twice the same, and what --help says."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,14 @@ def test_real_annotations_from_training_to_submission(shared, small_yaml, tmp_pa
     assert 0 < metrics["recall_at50"] < 100
     flags = [*evaluation_flags(best, tmp_path, small_yaml), "--output-folder", str(tmp_path / "submission")]
     assert [len(read_submission(path)) for path in cirr_test_submission.main(flags)] == [4148 + 2, 4148 + 2]
+
+
+@pytest.mark.parametrize("script", ["blip_fine_tune_2", "blip_validate", "cirr_test_submission"])
+def test_an_installed_lavis_is_not_taken(tmp_path, script):
+    """Where salesforce-lavis is installed, or on PYTHONPATH, the scripts take the package that lies beside them."""
+    (tmp_path / "lavis").mkdir()
+    (tmp_path / "lavis" / "__init__.py").write_text("raise ImportError('the wrong lavis')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(SOURCE / f"{script}.py"), "--help"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr

@@ -30,6 +30,7 @@ case "$*" in
   *version_info*) [[ "$0" == *.venv* ]] || exit "${VERSION_STATUS:-0}" ;;
   *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
   *"-m pip install"*) eval "${PIP_DOES:-:}" ;;
+  *get_weights.py*) says "${WEIGHTS_STATUS:-0}" "error: the weights' answer" ;;
   *blip_fine_tune_2.py*) echo "metrics"; echo "progress" >&2; exit "${TRAIN_STATUS:-0}" ;;
 esac
 """
@@ -265,14 +266,32 @@ def test_a_test_run_without_data_says_so_and_takes_the_demo_dataset(project):
     assert "--save-best" in call
 
 
-def test_a_test_run_on_cirr_is_bounded(project):
+def test_a_test_run_on_cirr_is_bounded_and_downloads_nothing(project):
     put_cirr(project)
-    weights = put(project / "models" / "weights" / "the one.pt")
     answer = auto_train(project, "--test")
     assert answer.returncode == 0, answer.stderr
     (call,) = training_calls(project)
-    assert f"--weights {weights} --backbone pretrain --max-triplets 100 --num-epochs 2" in call
+    assert call.endswith(
+        f"--data-path {project}/cirr_dataset --backbone pretrain --max-triplets 100 --num-epochs 2 --batch-size 20"
+    )
     assert calls(project, "make_demo_dataset.py") == 0
+    assert calls(project, "get_weights.py --no-download") == 1
+
+
+def test_a_test_run_without_weights_takes_the_demo_dataset(project):
+    put_cirr(project)
+    answer = auto_train(project, "--test", WEIGHTS_STATUS="2")
+    assert answer.returncode == 0, answer.stderr
+    assert "not here:\n  weights: the weights' answer\nso this run" in answer.stdout
+    assert calls(project, "make_demo_dataset.py") == 1
+
+
+def test_a_fault_of_the_search_is_no_missing_file(project):
+    put_cirr(project)
+    answer = auto_train(project, "--test", WEIGHTS_STATUS="1")
+    assert answer.returncode == 2
+    assert "get_weights.py failed: error: the weights' answer" in answer.stderr
+    assert training_calls(project) == []
 
 
 def test_a_full_run_takes_the_defaults(project):
@@ -280,25 +299,20 @@ def test_a_full_run_takes_the_defaults(project):
     answer = auto_train(project, "--full", SPRC_WEIGHTS=str(put(project / "w.pt")))
     assert answer.returncode == 0, answer.stderr
     (call,) = training_calls(project)
-    assert call.endswith(f"--save-best --data-path {project}/cirr_dataset --weights {project}/w.pt --save-training")
+    assert call.endswith(f"--save-best --data-path {project}/cirr_dataset --save-training")
+    assert calls(project, "get_weights.py --no-download") == 0
 
 
-def test_a_full_run_says_all_that_is_missing(project):
+def test_a_full_run_says_what_is_missing(project):
     answer = auto_train(project, "--full")
     assert answer.returncode == 2
     assert "cap.rc2.train.json is not there" in answer.stderr
-    assert f"put an SPRC checkpoint (.pt) in {project}/models/weights" in answer.stderr
-    assert "step 2 (check the data) failed" in answer.stderr
-    assert training_calls(project) == []
-
-
-def test_several_weights_are_not_guessed_between(project):
+    assert "step 2 (check data and weights) failed" in answer.stderr
     put_cirr(project)
-    for name in ("a.pt", "b.pt"):
-        put(project / "models" / "weights" / name)
-    answer = auto_train(project, "--full")
+    answer = auto_train(project, "--full", WEIGHTS_STATUS="2")
     assert answer.returncode == 2
-    assert "holds 2 .pt files: name one in SPRC_WEIGHTS" in answer.stderr
+    assert "--full needs what is not here:\n  weights: the weights' answer" in answer.stderr
+    assert training_calls(project) == []
 
 
 def test_weights_that_are_not_there_are_an_error(project):

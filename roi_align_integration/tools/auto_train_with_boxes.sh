@@ -16,9 +16,10 @@ usage() {
   cat <<'TEXT'
 usage: auto_train_with_boxes.sh --test | --full | --help
 
-  --test   a short run. With CIRR in cirr_dataset/ and weights in models/weights/ (or $SPRC_WEIGHTS): 100 triplets,
+  --test   a short run. With CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100 triplets,
            2 epochs. Without them: a generated demo dataset and the model `tiny`, on whatever device there is.
-  --full   the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5.
+  --full   the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights that
+           are not on this machine are downloaded.
   --help   this page.
 
 The first run makes .venv, unless the active environment has what is needed. The log of a run is
@@ -42,22 +43,21 @@ report_failure() {
   [[ $1 -eq 0 ]] || echo "step $STEP ($STEP_NAME) failed, status $1; log: $LOG" >&2
 }
 
-# Sets WEIGHTS to the checkpoint to start from, and MISSING to what CIRR still needs, a line each.
+# Sets MISSING to what a run on CIRR with `pretrain` still needs.
 check_data() {
-  local found=("$ROOT"/models/weights/*.pt)
-  WEIGHTS="${SPRC_WEIGHTS:-}"
+  local answer status=0
   MISSING=""
-  [[ -f "$CIRR/cirr/captions/cap.rc2.train.json" ]] ||
-    MISSING+="  CIRR: $CIRR/cirr/captions/cap.rc2.train.json is not there (see cirr_dataset/README.md)"$'\n'
-  if [[ -n "$WEIGHTS" ]]; then
-    [[ -f "$WEIGHTS" ]] || fail "SPRC_WEIGHTS: there is no file $WEIGHTS"
-  elif [[ ! -f "${found[0]}" ]]; then
-    MISSING+="  weights: put an SPRC checkpoint (.pt) in $ROOT/models/weights, or name it in SPRC_WEIGHTS"$'\n'
-  elif [[ ${#found[@]} -gt 1 ]]; then
-    MISSING+="  weights: $ROOT/models/weights holds ${#found[@]} .pt files: name one in SPRC_WEIGHTS"$'\n'
-  else
-    WEIGHTS="${found[0]}"
+  [[ -z "${SPRC_WEIGHTS:-}" || -e "$SPRC_WEIGHTS" ]] || fail "SPRC_WEIGHTS: there is no file $SPRC_WEIGHTS"
+  if [[ ! -f "$CIRR/cirr/captions/cap.rc2.train.json" ]]; then
+    MISSING="CIRR: $CIRR/cirr/captions/cap.rc2.train.json is not there (see cirr_dataset/README.md)"
+    return
   fi
+  answer="$("$PYTHON" "$HERE/get_weights.py" "$@" 2>&1)" || status=$?
+  case $status in
+    0) echo "$answer" ;;
+    2) MISSING="weights: ${answer#error: }" ;;
+    *) fail "get_weights.py failed: $answer" ;;
+  esac
 }
 
 train() {
@@ -65,12 +65,13 @@ train() {
 }
 
 run_test() {
+  check_data --no-download
   if [[ -z "$MISSING" ]]; then
     step "train and validate on CIRR, bounded"
-    train --data-path "$CIRR" --weights "$WEIGHTS" "${TRIAL_FLAGS[@]}"
+    train --data-path "$CIRR" "${TRIAL_FLAGS[@]}"
     return
   fi
-  printf 'not here:\n%sso this run uses the demo dataset and the model tiny\n' "$MISSING"
+  printf 'not here:\n  %s\nso this run uses the demo dataset and the model tiny\n' "$MISSING"
   step "make the demo dataset"
   "$PYTHON" "$HERE/make_demo_dataset.py" --output "$DEMO"
   step "train and validate on the demo dataset"
@@ -78,9 +79,10 @@ run_test() {
 }
 
 run_full() {
-  [[ -z "$MISSING" ]] || fail $'--full needs what is not here:\n'"$MISSING"
+  check_data
+  [[ -z "$MISSING" ]] || fail $'--full needs what is not here:\n  '"$MISSING"
   step "train and validate on CIRR"
-  train --data-path "$CIRR" --weights "$WEIGHTS" --save-training
+  train --data-path "$CIRR" --save-training
 }
 
 main() {
@@ -91,8 +93,7 @@ main() {
   # shellcheck disable=SC2119 # no flag: the packages of a run, not those of the tests
   sprc_setup
   echo "python: $PYTHON"
-  step "check the data"
-  check_data
+  step "check data and weights"
   "run_$1"
   step "report"
   printf 'done in %d s\nlog: %s\nmodels and metrics: %s\n' "$SECONDS" "$LOG" "$ROOT/models"

@@ -48,14 +48,9 @@ def load_model(
 
 
 def load_model_and_preprocess(
-    name: str,
-    model_type: str,
-    is_eval: bool = False,
-    device: str | torch.device = "cpu",
-    weights: str | None = None,
-    drop_region_proj: bool = False,
+    name: str, model_type: str, is_eval: bool = False, device: str | torch.device = "cpu", **options
 ) -> tuple[nn.Module, dict, dict]:
-    """`load_model`, with LAVIS's image and caption processors: `(model, vis_processors, txt_processors)`."""
-    model = load_model(name, model_type, is_eval, device, weights, drop_region_proj)
+    """`load_model`, whose options are these, with LAVIS's processors: `(model, vis_processors, txt_processors)`."""
+    model = load_model(name, model_type, is_eval, device, **options)
     image, caption = BlipImageEvalProcessor(model.config.vision.image_size), BlipCaptionProcessor()
     return model, {"train": image, "eval": image}, {"train": caption, "eval": caption}
