@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from train_config import TrainConfig, find_preset
+from train_config import REGION_WEIGHTS, TrainConfig, find_preset
 from utils import HelpFormatter, run_main
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data_flags(parser.add_argument_group("data"))
     _add_model_flags(parser.add_argument_group("model"))
     _add_training_flags(parser.add_argument_group("training"))
+    _add_region_flags(parser.add_argument_group("regions"))
     _add_output_flags(parser.add_argument_group("validation and output"))
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name != "dataset"})
     return parser
@@ -60,6 +61,24 @@ def _add_training_flags(group) -> None:
     group.add_argument(
         "--precision", choices=("auto", "fp16", "bf16", "fp32"), help="autocast; auto is fp16 on CUDA, fp32 on the CPU"
     )
+
+
+def _add_region_flags(group) -> None:
+    group.add_argument("--use-region-loss", action="store_true", help="add a region-level contrastive loss")
+    group.add_argument("--box-file", type=Path, help="JSON file with the boxes of the training images")
+    group.add_argument(
+        "--region-objective",
+        choices=tuple(REGION_WEIGHTS),
+        help="pairs: regions of reference and target, one to one; tokens: target regions find their image through the"
+        " target tokens; query: the query finds the best region of its target",
+    )
+    group.add_argument(
+        "--loss-region",
+        type=float,
+        help="constant weight of the region loss (default: the objective's own: pairs 0.1; tokens and query 0.5,"
+        " falling to 0 at half time)",
+    )
+    group.add_argument("--max-regions", type=int, help="most regions of an image, the largest first")
 
 
 def _add_output_flags(group) -> None:

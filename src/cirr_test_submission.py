@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     from data_utils import CIRRDataset
     from retrieval_task import cirr_test_task
 
-    gallery = CIRRDataset("test1", "classic", evaluation_preprocess(config), config.data_path)
+    gallery = CIRRDataset("test1", "classic", evaluation_preprocess(config), data_path=config.data_path)
     gallery.check_images()
     model, process_caption, runtime = load_evaluated(config, arguments["model_path"])
     scores = engine.score_queries(model, cirr_test_task(gallery, process_caption), config, runtime)

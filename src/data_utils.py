@@ -1,9 +1,10 @@
 """CIRR and FashionIQ: captions, image lists and images; and the one collate function."""
 
-import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lavis.common.errors import InputError
+from lavis.common.files import read_json
+from lavis.datasets.region_boxes import Region, regions_of
 from preprocess import build_preprocess as build_preprocess  # upstream's scripts look for these three here
 from preprocess import squarepad_transform as squarepad_transform
 from preprocess import targetpad_transform as targetpad_transform
@@ -19,37 +22,110 @@ from preprocess import targetpad_transform as targetpad_transform
 REPOSITORY = Path(__file__).resolve().parents[1]
 CIRR_ROOT = REPOSITORY / "cirr_dataset"
 FASHIONIQ_ROOT = REPOSITORY / "fashionIQ_dataset"
+CURE = "see cirr_dataset/README.md for the folders and where the files come from"
+MAX_REGIONS = 5
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A training triplet: images (3, S, S), caption or captions, names; regions where there is a box file.
+
+    Boxes are (n, 4), xyxy in [0, 1] of the input frame; `dropped` counts those of both images that were too small.
+    """
+
+    image: Tensor
+    target: Tensor
+    caption: str | list[str]
+    reference_name: str
+    target_name: str
+    reference_boxes: Tensor | None = None
+    target_boxes: Tensor | None = None
+    dropped: int = 0
 
 
 class ImageDataset(Dataset):
-    """What the datasets share. `image_paths` maps the name of every image, in the gallery's order, to its path relative
-    to `root`; in mode `classic` an item is `(name, image)`, in mode `relative` what `triplet` gives.
+    """What the datasets share.
+
+    `image_paths` maps the name of every image, in the gallery's order, to its path relative to `root`. In mode
+    `classic` an item is `(name, image)`, in mode `relative` what `relative_item` gives. `regions` are those of a box
+    file, by name, or None.
     """
 
     triplets: list[dict]
+    target_key: str  # of an entry of `triplets`
+    reference_key: str
+    caption_key: str
 
-    def __init__(self, title: str, mode: str, root: Path, image_paths: dict[str, str], preprocess: Callable):
+    def __init__(
+        self, title: str, mode: str, root: Path, image_paths: dict[str, str], preprocess: Callable, max_regions: int
+    ):
         self.title, self.mode, self.root, self.preprocess = title, mode, root, preprocess
         self.image_paths, self.names = image_paths, list(image_paths)
+        self.regions: dict[str, list[Region]] | None = None
+        self.max_regions = max_regions
 
     def __len__(self) -> int:
         return len(self.triplets if self.mode == "relative" else self.names)
 
     def __getitem__(self, index: int) -> tuple:
         if self.mode == "relative":
-            return self.triplet(index)
+            return self.relative_item(index)
         return self.names[index], self.load_image(self.names[index])
 
-    def triplet(self, index: int) -> tuple:
+    def relative_item(self, index: int) -> tuple:
         """The item of mode `relative`."""
         raise NotImplementedError
 
+    def use_boxes(self, box_file: str | Path) -> None:
+        """Take regions from a box file. Raises InputError where it is wrong, or `preprocess` cannot move boxes."""
+        if not hasattr(self.preprocess, "move_boxes"):
+            raise InputError(
+                "a box file needs a preprocess that moves boxes: targetpad_transform or squarepad_transform"
+            )
+        if self.max_regions < 1:
+            raise InputError(f"--max-regions must be at least 1, not {self.max_regions}")
+        names = (entry[key] for entry in self.triplets for key in (self.reference_key, self.target_key))
+        self.regions = regions_of(box_file, names, self.title)
+
+    def triplet(self, index: int) -> Triplet:
+        """Everything about a training triplet, with regions where there is a box file."""
+        entry = self.triplets[index]
+        names = entry[self.reference_key], entry[self.target_key]
+        if self.regions is None:
+            return Triplet(*map(self.load_image, names), entry[self.caption_key], *names)
+        (reference, reference_boxes, few), (target, target_boxes, more) = map(self.load_regions, names)
+        return Triplet(reference, target, entry[self.caption_key], *names, reference_boxes, target_boxes, few + more)
+
+    def train_item(self, index: int) -> tuple:
+        """`(reference_image, target_image, caption)`, and with a box file `ref_boxes` and `tgt_boxes` behind it."""
+        found = self.triplet(index)
+        boxes = () if self.regions is None else (found.reference_boxes, found.target_boxes)
+        return found.image, found.target, found.caption, *boxes
+
+    def load_regions(self, name: str) -> tuple[Tensor, Tensor, int]:
+        """Image (3, S, S), its `max_regions` largest boxes (n, 4) in the input frame, and how many were dropped."""
+        raw_boxes = [region.box for region in self.regions.get(name, ())]
+        moved = self.preprocess.move_boxes(raw_boxes, *self.get_image_size(name))
+        return self.load_image(name), moved.boxes[: self.max_regions], moved.dropped
+
+    def get_image_size(self, name: str) -> tuple[int, int]:
+        """(width, height) of the raw image, in pixels. Raises InputError as `load_image`, and for an unknown name."""
+        if name not in self.image_paths:
+            raise InputError(f"{self.title} has no image {name!r}")
+        with self._open(name) as image:
+            return image.size
+
     def load_image(self, name: str) -> Tensor:
         """The preprocessed image (3, S, S). Raises InputError that names the file where it is missing or broken."""
+        with self._open(name) as image:
+            return self.preprocess(image)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Image.Image]:
         path = self.root / self.image_paths[name]
         try:
             with Image.open(path) as image:
-                return self.preprocess(image)
+                yield image
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"image {name!r} at {path} cannot be read ({error}): copy or download it anew") from error
 
@@ -69,10 +145,14 @@ class CIRRDataset(ImageDataset):
     Args:
         split: `train`, `val` or `test1`.
         mode: `classic`: `(name, image)` for every image of the split.
-            `relative`: train `(reference_image, target_image, caption)`; val `(reference_name, target_name, caption,
-            group_members)`; test1 `(pair_id, reference_name, caption, group_members)`.
-        preprocess: PIL image -> tensor (3, S, S).
+            `relative`: train `(reference_image, target_image, caption)`, and with a box file `(reference_image,
+            target_image, caption, ref_boxes, tgt_boxes)`; val `(reference_name, target_name, caption, group_members)`;
+            test1 `(pair_id, reference_name, caption, group_members)`.
+        preprocess: PIL image -> tensor (3, S, S); with a box file one of `targetpad_transform`, `squarepad_transform`.
+        box_file: boxes of the images, for mode `relative` of `train`; other items have no boxes. `ref_boxes` and
+            `tgt_boxes` are float32 tensors (n, 4), xyxy in [0, 1] of the input frame, largest first, n may be 0.
         data_path: the folder that holds `cirr/`, `train/`, `dev/`, `test1/`; default `cirr_dataset` of this repository.
+        max_regions: the most boxes of an image.
 
     Raises:
         InputError: a file, a key, an entry or a name of a caption is missing or wrong, each by name.
@@ -81,22 +161,31 @@ class CIRRDataset(ImageDataset):
     SPLITS = ("train", "val", "test1")
     MODES = ("relative", "classic")
 
+    reference_key, target_key, caption_key = "reference", "target_hard", "caption"
+
     def __init__(
-        self, split: str, mode: str, preprocess: Callable[[Image.Image], Tensor], data_path: str | Path | None = None
+        self,
+        split: str,
+        mode: str,
+        preprocess: Callable[[Image.Image], Tensor],
+        box_file: str | Path | None = None,
+        data_path: str | Path | None = None,
+        max_regions: int = MAX_REGIONS,
     ):
         if split not in self.SPLITS or mode not in self.MODES:
             raise InputError(f"CIRRDataset: split {split!r}, mode {mode!r}; use {self.SPLITS} and {self.MODES}")
         root = Path(CIRR_ROOT if data_path is None else data_path).expanduser()
-        super().__init__(f"CIRR {split}", mode, root, _read_image_split(root, split), preprocess)
+        super().__init__(f"CIRR {split}", mode, root, _read_image_split(root, split), preprocess, max_regions)
         self.split = split
         self.triplets = _read_captions(root, split, self.image_paths)
+        if box_file is not None and (split, mode) == ("train", "relative"):
+            self.use_boxes(box_file)
 
-    def triplet(self, index: int) -> tuple:
-        entry = self.triplets[index]
-        reference, caption = entry["reference"], entry["caption"]
+    def relative_item(self, index: int) -> tuple:
         if self.split == "train":
-            return self.load_image(reference), self.load_image(entry["target_hard"]), caption
-        members = entry["img_set"]["members"]
+            return self.train_item(index)
+        entry = self.triplets[index]
+        reference, caption, members = entry["reference"], entry["caption"], entry["img_set"]["members"]
         if self.split == "val":
             return reference, entry["target_hard"], caption, members
         return entry["pairid"], reference, caption, members
@@ -109,9 +198,10 @@ class FashionIQDataset(ImageDataset):
         split: `train`, `val` or `test`.
         dress_types: some of `dress`, `shirt`, `toptee`.
         mode: `classic`: `(name, image)` for every image of the gallery.
-            `relative`: train `(reference_image, target_image, [caption, caption])`; val `(reference_name, target_name,
-            [caption, caption])`; test `(reference_name, reference_image, [caption, caption])`.
-        preprocess: PIL image -> tensor (3, S, S).
+            `relative`: train `(reference_image, target_image, [caption, caption])`, and with a box file `(...,
+            ref_boxes, tgt_boxes)`; val `(reference_name, target_name, [caption, caption])`; test `(reference_name,
+            reference_image, [caption, caption])`.
+        preprocess, box_file, max_regions: as `CIRRDataset`.
         data_path: the folder that holds `captions/`, `image_splits/`, `images/`; default `fashionIQ_dataset` of this
             repository.
         gallery: `split`: the images of the split lists, as upstream; `captions`: those of them that a caption names.
@@ -123,6 +213,7 @@ class FashionIQDataset(ImageDataset):
     SPLITS = ("train", "val", "test")
     MODES = ("relative", "classic")
     TYPES = ("dress", "shirt", "toptee")
+    reference_key, target_key, caption_key = "candidate", "target", "captions"
 
     def __init__(
         self,
@@ -130,7 +221,9 @@ class FashionIQDataset(ImageDataset):
         dress_types: list[str],
         mode: str,
         preprocess: Callable[[Image.Image], Tensor],
+        box_file: str | Path | None = None,
         data_path: str | Path | None = None,
+        max_regions: int = MAX_REGIONS,
         gallery: str = "split",
     ):
         known = split in self.SPLITS and mode in self.MODES and gallery in ("split", "captions")
@@ -150,13 +243,15 @@ class FashionIQDataset(ImageDataset):
         else:
             listed = dict.fromkeys(name for kind in dress_types for name in _read_fashioniq_list(root, kind, split))
             names = [name for name in listed if gallery == "split" or name in named]
-        super().__init__(f"FashionIQ {split}", mode, root, _fashioniq_image_paths(root, names), preprocess)
+        super().__init__(f"FashionIQ {split}", mode, root, _fashioniq_image_paths(root, names), preprocess, max_regions)
+        if box_file is not None and (split, mode) == ("train", "relative"):
+            self.use_boxes(box_file)
 
-    def triplet(self, index: int) -> tuple:
+    def relative_item(self, index: int) -> tuple:
+        if self.split == "train":
+            return self.train_item(index)
         entry = self.triplets[index]
         reference, captions = entry["candidate"], entry["captions"]
-        if self.split == "train":
-            return self.load_image(reference), self.load_image(entry["target"]), captions
         if self.split == "val":
             return reference, entry["target"], captions
         return reference, self.load_image(reference), captions
@@ -181,25 +276,12 @@ def _file_names(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.is_file()}
 
 
-def read_json(path: Path, kind: type) -> dict | list:
-    """The content of a JSON file. Raises InputError where it is missing, malformed or not a `kind`."""
-    if not path.is_file():
-        raise InputError(f"no file {path}: see cirr_dataset/README.md for the folders and where the files come from")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): download it anew") from error
-    if not isinstance(content, kind):
-        raise InputError(f"{path} should hold a JSON {kind.__name__}, not a {type(content).__name__}: download it anew")
-    return content
-
-
 def _read_image_split(root: Path, split: str) -> dict[str, str]:
     """name -> path relative to `root`, in file order, which is the order of the gallery."""
     if not root.is_dir():
         raise InputError(f"no folder {root}: give the folder that holds cirr/ and the images with --data-path")
     path = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
-    paths = read_json(path, dict)
+    paths = read_json(path, dict, CURE)
     for name, place in paths.items():
         if not isinstance(place, str) or os.path.isabs(place) or ".." in place.split("/"):
             raise InputError(f"{path}: the path of {name!r} is {place!r}; write it as './train/34/name.png'")
@@ -210,7 +292,7 @@ def _read_image_split(root: Path, split: str) -> dict[str, str]:
 
 def _read_captions(root: Path, split: str, known_names: dict[str, str]) -> list[dict]:
     path = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
-    entries = read_json(path, list)
+    entries = read_json(path, list, CURE)
     if not entries:
         raise InputError(f"{path} holds no caption: download it anew")
     for index, entry in enumerate(entries):
@@ -242,7 +324,7 @@ def _entry_problem(entry, split: str, known_names: dict[str, str]) -> str | None
 
 def _read_fashioniq_list(root: Path, kind: str, split: str) -> list[str]:
     path = root / "image_splits" / f"split.{kind}.{split}.json"
-    names = read_json(path, list)
+    names = read_json(path, list, CURE)
     wrong = [name for name in names if not isinstance(name, str) or "/" in name]
     if wrong or not names:
         raise InputError(f"{path} should list names of images, and has {wrong[0]!r}" if wrong else f"{path} is empty")
@@ -251,7 +333,7 @@ def _read_fashioniq_list(root: Path, kind: str, split: str) -> list[str]:
 
 def _read_fashioniq_captions(root: Path, kind: str, split: str) -> list[dict]:
     path = root / "captions" / f"cap.{kind}.{split}.json"
-    entries = read_json(path, list)
+    entries = read_json(path, list, CURE)
     if not entries:
         raise InputError(f"{path} holds no caption: download it anew")
     for index, entry in enumerate(entries):
@@ -306,9 +388,30 @@ def join_captions_randomly(batch: list[list[str]]) -> list[str]:
     ]
 
 
-def collate_fn(batch: list[tuple]) -> list:
-    """Tuples of samples -> one list per field: tensors stacked (B, ...), captions, names and groups as plain lists."""
-    return [
-        default_collate(list(field)) if isinstance(field[0], Tensor) else list(field)
-        for field in zip(*batch, strict=True)
-    ]
+class TrainingTriplets(Dataset):
+    """A dataset's training triplets as dictionaries of the fields of `Triplet`, for the engine."""
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset.triplets)
+
+    def __getitem__(self, index: int) -> dict:
+        found = self.dataset.triplet(index)
+        return {field.name: getattr(found, field.name) for field in fields(found)}
+
+
+def collate_fn(batch: list[tuple] | list[dict]) -> list | dict:
+    """Samples -> one list per field, in a list for tuples and in a dictionary for dictionaries.
+
+    Images (3, S, S) are stacked to (B, 3, S, S); captions, names, groups, and boxes (n, 4) of any n, stay plain lists.
+    """
+    if isinstance(batch[0], dict):
+        return {name: _collate_field([sample[name] for sample in batch]) for name in batch[0]}
+    return [_collate_field(list(field)) for field in zip(*batch, strict=True)]
+
+
+def _collate_field(field: list) -> Tensor | list:
+    is_image = isinstance(field[0], Tensor) and field[0].dim() == 3
+    return default_collate(field) if is_image else field

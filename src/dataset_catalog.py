@@ -9,11 +9,12 @@ from train_config import TrainConfig
 
 
 def open_triplets(config: TrainConfig, preprocess: Preprocess) -> ImageDataset:
-    """The training triplets, every image of them known to be there."""
+    """The training triplets, every image of them known to be there, with regions where there is a box file."""
+    options = {"box_file": config.box_file, "data_path": config.data_path, "max_regions": config.max_regions}
     if config.preset.tag == "fiq":
-        triplets = FashionIQDataset("train", FashionIQDataset.TYPES, "relative", preprocess, config.data_path)
+        triplets = FashionIQDataset("train", FashionIQDataset.TYPES, "relative", preprocess, **options)
     else:
-        triplets = CIRRDataset("train", "relative", preprocess, config.data_path)
+        triplets = CIRRDataset("train", "relative", preprocess, **options)
     triplets.check_images()
     return triplets
 
@@ -22,11 +23,13 @@ def open_galleries(config: TrainConfig, preprocess: Preprocess) -> dict[str, Ima
     """The galleries to validate on, by name, every image of them known to be there."""
     if config.preset.tag == "fiq":
         galleries = {
-            kind: FashionIQDataset("val", [kind], "classic", preprocess, config.data_path, config.gallery)
+            kind: FashionIQDataset(
+                "val", [kind], "classic", preprocess, data_path=config.data_path, gallery=config.gallery
+            )
             for kind in FashionIQDataset.TYPES
         }
     else:
-        galleries = {"val": CIRRDataset("val", "classic", preprocess, config.data_path)}
+        galleries = {"val": CIRRDataset("val", "classic", preprocess, data_path=config.data_path)}
     for gallery in galleries.values():
         gallery.check_images()
     return galleries

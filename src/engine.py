@@ -136,12 +136,13 @@ class Optimization:
 class LossMeter:
     """Sums of named losses, kept on their device: reading them is what waits for the GPU."""
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + loss.detach().double()
+    def add(self, values: dict[str, Tensor | float]) -> None:
+        for name, value in values.items():
+            value = value.detach().double() if isinstance(value, Tensor) else value
+            self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
 
     def means(self) -> dict[str, float]:
@@ -159,7 +160,8 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """One pass over the loader -> the mean of every loss. Raises InputError where the training cannot go on.
 
-    `make_samples` maps a batch of the loader to the model's `samples`.
+    `make_samples` maps a batch of the loader to the model's `samples`; numbers under `statistics` in them are averaged
+    and reported beside the losses.
     """
     loader.sampler.epoch = epoch
     torch.manual_seed(derived_seed(config.seed, epoch))
@@ -167,19 +169,21 @@ def train_one_epoch(
     meter, start = LossMeter(), time.perf_counter()
     with tqdm(loader, desc=f"epoch {epoch}", dynamic_ncols=True) as bar:
         for step, batch in enumerate(bar):
+            samples = make_samples(batch)
             with runtime.autocast():
-                losses = model(make_samples(batch))
-            optimization.step(total_loss(losses, config.loss_weights))
-            meter.add(losses)
+                losses = model(samples)
+            progress = (epoch + step / len(loader)) / config.num_epochs
+            optimization.step(total_loss(losses, config.loss_weights(progress)))
+            meter.add(losses | samples.get("statistics", {}))
             if step % STEPS_PER_REPORT == 0 or step == len(loader) - 1:
                 means = meter.means()
                 check_health(model, means, epoch, step)
                 speed = (step + 1) * loader.batch_size * 2 / (time.perf_counter() - start)  # a triplet has two images
-                bar.set_postfix(progress(means, model, optimization.learning_rate, speed))
+                bar.set_postfix(bar_numbers(means, model, optimization.learning_rate, speed))
     return meter.means()
 
 
-def progress(means: dict[str, float], model: nn.Module, learning_rate: float, speed: float) -> dict[str, str]:
+def bar_numbers(means: dict[str, float], model: nn.Module, learning_rate: float, speed: float) -> dict[str, str]:
     """What stands behind the bar."""
     shown = {name: f"{mean:.3f}" for name, mean in means.items()}
     return shown | {"lr": f"{learning_rate:.1e}", "temp": f"{model.temp.item():.4f}", "img/s": f"{speed:.0f}"}

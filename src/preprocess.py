@@ -1,13 +1,18 @@
 """From an image to the model's input frame: pad, resize, crop, normalise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from lavis.common.errors import InputError
 from lavis.processors.blip_processors import CLIP_MEAN, CLIP_STD
+
+# Half a patch, in pixels of the input frame: a smaller region is not seen by a patch of its own.
+SMALLEST_SIDE = 7
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,22 @@ class Geometry:
     padding: tuple[int, int]
     resized: tuple[int, int]
     dim: int
+
+    @property
+    def crop_origin(self) -> tuple[int, int]:
+        """(left, top) of the crop in the resized image, in pixels."""
+        return tuple(round((side - self.dim) / 2) for side in self.resized)
+
+    def to_input(self, raw_boxes: Tensor, width: int, height: int) -> Tensor:
+        """Boxes (n, 4), xyxy in [0, 1] of a raw image of `width` x `height` -> the input frame, not clipped."""
+        scale, shift = [], []
+        for side, padding, resized, origin in zip(
+            (width, height), self.padding, self.resized, self.crop_origin, strict=True
+        ):
+            factor = resized / (side + 2 * padding)  # input pixels for a raw pixel
+            scale.append(side * factor / self.dim)
+            shift.append((padding * factor - origin) / self.dim)
+        return raw_boxes * raw_boxes.new_tensor(scale * 2) + raw_boxes.new_tensor(shift * 2)
 
 
 def input_geometry(width: int, height: int, target_ratio: float, dim: int) -> Geometry:
@@ -39,10 +60,22 @@ def input_geometry(width: int, height: int, target_ratio: float, dim: int) -> Ge
 
 
 @dataclass(frozen=True)
+class InputBoxes:
+    """Boxes (n, 4) float32, xyxy in [0, 1] of the input frame, largest first; `kept` numbers them in the raw list.
+
+    `dropped` counts the raw boxes that are too small in the input frame, or outside of it.
+    """
+
+    boxes: Tensor
+    kept: list[int]
+    dropped: int
+
+
+@dataclass(frozen=True)
 class Preprocess:
     """RGB, pad to `target_ratio`, resize bicubic to `dim`, crop the centre, CLIP's mean and std. Picklable.
 
-    RGB conversion comes first, so that the padding is black in a palette image too.
+    RGB conversion comes first, so that the padding is black in a palette image too. `move_boxes` takes boxes along.
     """
 
     target_ratio: float
@@ -50,12 +83,31 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A PIL image of any mode and shape -> (3, dim, dim) float32."""
+        pixels = tvf.pil_to_tensor(self.to_frame(image))  # (3, dim, dim) uint8
+        return tvf.normalize(pixels.float().div_(255), list(CLIP_MEAN), list(CLIP_STD), inplace=True)
+
+    def to_frame(self, image: Image.Image) -> Image.Image:
+        """The image as it stands in the input frame: RGB, `dim` x `dim` pixels."""
         rgb = image.convert("RGB")
         geometry = input_geometry(*rgb.size, self.target_ratio, self.dim)
         padded = tvf.pad(rgb, list(geometry.padding))
+        left, top = geometry.crop_origin
         resized = padded.resize(geometry.resized, Image.Resampling.BICUBIC)
-        pixels = tvf.pil_to_tensor(tvf.center_crop(resized, [self.dim, self.dim]))  # (3, dim, dim) uint8
-        return tvf.normalize(pixels.float().div_(255), list(CLIP_MEAN), list(CLIP_STD), inplace=True)
+        return resized.crop((left, top, left + self.dim, top + self.dim))
+
+    def move_boxes(self, raw_boxes: Sequence, width: int, height: int) -> InputBoxes:
+        """Boxes xyxy in [0, 1] of a raw image of `width` x `height` pixels -> where the same image shows them.
+
+        They are clipped to the input frame; one whose width or height is then under `SMALLEST_SIDE` pixels is dropped.
+        """
+        raw = torch.as_tensor(raw_boxes, dtype=torch.float64).reshape(-1, 4)
+        geometry = input_geometry(width, height, self.target_ratio, self.dim)
+        boxes = geometry.to_input(raw, width, height).clamp(0, 1)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        large = (sides * self.dim >= SMALLEST_SIDE).all(dim=1)
+        order = torch.argsort(sides.prod(dim=1), descending=True, stable=True)
+        kept = order[large[order]]
+        return InputBoxes(boxes[kept].float(), kept.tolist(), len(raw) - len(kept))
 
 
 def targetpad_transform(target_ratio: float = 1.25, dim: int = 224) -> Preprocess:

@@ -50,6 +50,24 @@ PRESETS = {
         {"num_epochs": 30, "learning_rate": 2e-5, "loss_rtc": 1.0, "loss_align": 1.0},
     ),
 }
+
+
+@dataclass(frozen=True)
+class RegionWeight:
+    """The weight of `loss_region`: constant, or falling linearly to 0 at the fraction `until` of the training."""
+
+    start: float
+    until: float | None = None
+
+    def at(self, progress: float) -> float:
+        """The weight at `progress`, 0 at the first step and 1 behind the last."""
+        return self.start if self.until is None else self.start * max(0.0, 1 - progress / self.until)
+
+
+# The objectives of `lavis.models.blip2_models.region`, and the weight that each has where none is asked for. FG-CLIP's
+# 0.1 for `pairs`; for the others a large weight that ends at half time: they speed up the start, and may cost later.
+REGION_WEIGHTS = {"pairs": RegionWeight(0.1), "tokens": RegionWeight(0.5, 0.5), "query": RegionWeight(0.5, 0.5)}
+
 LAST_FILE = "tuned_clip_last.pt"
 
 
@@ -73,6 +91,8 @@ class TrainConfig:
     data_path: Path | None = None
     gallery: str = "split"
     max_triplets: int | None = None
+    box_file: Path | None = None
+    max_regions: int = 5
     transform: str = "targetpad"
     target_ratio: float = 1.25
     num_workers: int = 4
@@ -86,6 +106,9 @@ class TrainConfig:
     loss_rtc: float | None = None
     loss_align: float | None = None
     loss_itm: float = 1.0
+    use_region_loss: bool = False
+    region_objective: str = "tokens"
+    loss_region: float | None = None
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -105,6 +128,7 @@ class TrainConfig:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
         if self.num_workers < 0 or (self.max_triplets is not None and self.max_triplets < 1):
             raise InputError("--num-workers must be at least 0 and --max-triplets at least 1")
+        self._check_regions()
         if self.gallery not in (("split", "captions") if self.preset.tag == "fiq" else ("split",)):
             raise InputError(f"--gallery {self.gallery} is for FashionIQ, which has split and captions; CIRR has split")
 
@@ -112,10 +136,28 @@ class TrainConfig:
     def preset(self) -> Preset:
         return find_preset(self.dataset)
 
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """Name of a loss -> its weight in the total. A loss without a weight is an error of the engine."""
-        return {"loss_itc": 1.0, "loss_rtc": self.loss_rtc, "loss_align": self.loss_align}
+    def _check_regions(self) -> None:
+        if self.region_objective not in REGION_WEIGHTS:
+            raise InputError(f"--region-objective {self.region_objective!r}: use one of {', '.join(REGION_WEIGHTS)}")
+        if self.use_region_loss and self.box_file is None:
+            raise InputError(
+                "--use-region-loss needs --box-file, the boxes of the training images: make it with"
+                " roi_align_integration/tools, or leave the flag out"
+            )
+        if self.box_file is not None and not self.use_region_loss:
+            raise InputError("--box-file has no effect without --use-region-loss: give both, or neither")
+        if self.loss_region is not None and not (self.use_region_loss and self.loss_region >= 0):
+            raise InputError("--loss-region is a weight of at least 0, for runs with --use-region-loss")
+        if self.max_regions < 1:
+            raise InputError(f"--max-regions must be at least 1, not {self.max_regions}")
+
+    def loss_weights(self, progress: float = 0.0) -> dict[str, float]:
+        """Name of a loss -> its weight at `progress`, 0 to 1. A loss without a weight is an error of the engine."""
+        weights = {"loss_itc": 1.0, "loss_rtc": self.loss_rtc, "loss_align": self.loss_align}
+        if self.use_region_loss:
+            own = REGION_WEIGHTS[self.region_objective]
+            weights["loss_region"] = own.at(progress) if self.loss_region is None else self.loss_region
+        return weights
 
     @property
     def protocol(self) -> str:

@@ -13,6 +13,7 @@ import transformers
 from torch.utils.data import Subset
 
 import engine
+from data_utils import TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets, training_sentences
 from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
@@ -34,29 +35,42 @@ def run_training(config: TrainConfig) -> engine.Best:
         device=runtime.device,
         weights=config.weights,
         drop_region_proj=config.drop_region_proj,
+        use_region_loss=config.use_region_loss,
+        region_objective=config.region_objective,
     )
     validation = make_validation(config, galleries, txt_processors["eval"])
     run_folder = make_run_folder(config)
     write_hyperparameters(config, runtime, run_folder)
     print(f"{len(train_set)} triplets; {validation}; {runtime.device}; run {run_folder}", flush=True)
+    triplets = TrainingTriplets(train_set)
     if config.max_triplets is not None:
-        train_set = Subset(train_set, range(min(config.max_triplets, len(train_set))))
+        triplets = Subset(triplets, range(min(config.max_triplets, len(triplets))))
     make_samples = sample_maker(txt_processors["train"], training_sentences(config), runtime.device)
-    best = engine.fit(model, train_set, make_samples, validation, config, runtime, run_folder)
+    best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder)
     print(final_table(best, config, run_folder), flush=True)
     return best
 
 
-def sample_maker(process_caption: Callable, sentences: Callable, device: torch.device) -> Callable[[list], dict]:
-    """The function from a batch of the loader to the model's `samples`, on `device`."""
+def sample_maker(process_caption: Callable, sentences: Callable, device: torch.device) -> Callable[[dict], dict]:
+    """The function from a batch of `TrainingTriplets` to the model's `samples`, images on `device`."""
 
-    def make_samples(batch: list) -> dict:
-        reference, target, captions = batch
-        images = {"image": reference, "target": target}
-        moved = {name: value.to(device, non_blocking=True) for name, value in images.items()}
-        return moved | {"text_input": [process_caption(sentence) for sentence in sentences(captions)]}
+    def make_samples(batch: dict) -> dict:
+        images = {name: batch[name].to(device, non_blocking=True) for name in ("image", "target")}
+        samples = images | {"text_input": [process_caption(text) for text in sentences(batch["caption"])]}
+        return samples | region_samples(batch)
 
     return make_samples
+
+
+def region_samples(batch: dict) -> dict:
+    """What the region loss needs of a batch, and the regions used and dropped per image; nothing without boxes."""
+    boxes = {"region_boxes": batch["reference_boxes"], "target_region_boxes": batch["target_boxes"]}
+    if batch["reference_boxes"][0] is None:
+        return {}
+    images = 2 * len(batch["dropped"])
+    used = sum(len(of_image) for side in boxes.values() for of_image in side)
+    statistics = {"regions_per_image": used / images, "dropped_per_image": sum(batch["dropped"]) / images}
+    return boxes | {"target_names": batch["target_name"], "statistics": statistics}
 
 
 def make_run_folder(config: TrainConfig) -> Path:

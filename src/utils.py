@@ -1,12 +1,12 @@
 """Small things that several command-line scripts share."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from lavis.common.errors import InputError
+from lavis.common.files import write_atomically as write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -46,14 +46,3 @@ def non_negative_int(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8; a file of that name is replaced only once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -9,7 +9,7 @@ import torch
 from lavis.common.errors import InputError
 from lavis.models import load_model
 from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
-from lavis.models.checkpoint import load_checkpoint, read_weights, save_model
+from lavis.models.checkpoint import load_checkpoint, read_weights, save_model, state_to_save
 from lavis.models.model_config import load_config
 
 NAME = "Blip2QformerCirAlignPrompt"
@@ -38,7 +38,7 @@ def test_full_size_state_dict_parity(recorded, backbone, encoder, column, half):
         model = Blip2QformerCirAlignPrompt(load_config(backbone))
     if half:  # what `load_model` does on CUDA
         model.use_half_precision_vit()
-    found = {n: (list(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in model.state_dict().items()}
+    found = {n: (list(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in state_to_save(model).items()}
     expected = {n: (k["shape"], k[column]) for n, k in keys.items() if not n.startswith("Qformer.cls.")}
     assert found == expected
 
@@ -48,7 +48,9 @@ def test_full_size_parameter_counts_parity(recorded, backbone, encoder):
     keys = recorded_keys(recorded, encoder)
     with torch.device("meta"):
         model = Blip2QformerCirAlignPrompt(load_config(backbone))
-    trainable = {n for n, p in model.state_dict(keep_vars=True).items() if p.requires_grad}
+    trainable = {
+        n for n, p in model.state_dict(keep_vars=True).items() if p.requires_grad
+    }  # the region parameters are frozen
     recorded_names = {n for n, k in keys.items() if k["kind"] == "param_trainable" and not n.startswith("Qformer.cls.")}
     assert trainable == recorded_names - {"itm_head.weight", "itm_head.bias"}
 

@@ -81,27 +81,27 @@ def test_pipelines_are_picklable_and_named():
 
 def test_tuples_of_every_split_and_mode(demo):
     entry = json.loads((demo / "cirr/captions/cap.rc2.train.json").read_text())[3]
-    train = CIRRDataset("train", "relative", PREPROCESS, demo)
+    train = CIRRDataset("train", "relative", PREPROCESS, data_path=demo)
     reference, target, caption = train[3]
     assert len(train) == 40
     assert caption == entry["caption"]
     assert torch.equal(reference, train.load_image(entry["reference"]))
     assert torch.equal(target, train.load_image(entry["target_hard"]))
 
-    val = CIRRDataset("val", "relative", PREPROCESS, demo)
+    val = CIRRDataset("val", "relative", PREPROCESS, data_path=demo)
     entry = val.triplets[0]
     assert val[0] == (entry["reference"], entry["target_hard"], entry["caption"], entry["img_set"]["members"])
-    test1 = CIRRDataset("test1", "relative", PREPROCESS, demo)
+    test1 = CIRRDataset("test1", "relative", PREPROCESS, data_path=demo)
     entry = test1.triplets[0]
     assert test1[0] == (entry["pairid"], entry["reference"], entry["caption"], entry["img_set"]["members"])
-    name, image = CIRRDataset("val", "classic", PREPROCESS, demo)[7]
+    name, image = CIRRDataset("val", "classic", PREPROCESS, data_path=demo)[7]
     assert name == list(json.loads((demo / "cirr/image_splits/split.rc2.val.json").read_text()))[7]
     assert image.shape == (3, 56, 56)
 
 
 def test_an_index_past_the_end_raises(demo):
     for mode in ("classic", "relative"):
-        dataset = CIRRDataset("val", mode, PREPROCESS, demo)
+        dataset = CIRRDataset("val", mode, PREPROCESS, data_path=demo)
         with pytest.raises(IndexError):
             dataset[len(dataset)]
 
@@ -116,7 +116,7 @@ def test_collate_stacks_images_and_lists_the_rest():
 
 
 def test_missing_images_are_named_before_anything_is_loaded(demo_copy):
-    dataset = CIRRDataset("val", "classic", PREPROCESS, demo_copy)
+    dataset = CIRRDataset("val", "classic", PREPROCESS, data_path=demo_copy)
     dataset.check_images()
     gone = dataset.names[5]
     (demo_copy / "dev" / f"{gone}.png").unlink()
@@ -128,7 +128,7 @@ def test_missing_images_are_named_before_anything_is_loaded(demo_copy):
 
 
 def test_a_broken_image_is_named(demo_copy):
-    dataset = CIRRDataset("val", "classic", PREPROCESS, demo_copy)
+    dataset = CIRRDataset("val", "classic", PREPROCESS, data_path=demo_copy)
     path = demo_copy / dataset.image_paths[dataset.names[2]]
     for content in (b"no image", path.read_bytes()[:200]):
         path.write_bytes(content)
@@ -138,14 +138,14 @@ def test_a_broken_image_is_named(demo_copy):
 
 def test_missing_places_are_named(tmp_path, demo_copy):
     with pytest.raises(InputError, match="--data-path"):
-        CIRRDataset("val", "classic", PREPROCESS, tmp_path / "nowhere")
+        CIRRDataset("val", "classic", PREPROCESS, data_path=tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"split\.rc2\.val\.json"):
-        CIRRDataset("val", "classic", PREPROCESS, tmp_path)
+        CIRRDataset("val", "classic", PREPROCESS, data_path=tmp_path)
     (demo_copy / "cirr/captions/cap.rc2.val.json").unlink()
     with pytest.raises(InputError, match=r"cap\.rc2\.val\.json"):
-        CIRRDataset("val", "relative", PREPROCESS, demo_copy)
+        CIRRDataset("val", "relative", PREPROCESS, data_path=demo_copy)
     with pytest.raises(InputError, match="'dev'"):
-        CIRRDataset("dev", "classic", PREPROCESS, demo_copy)
+        CIRRDataset("dev", "classic", PREPROCESS, data_path=demo_copy)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_a_wrong_entry_is_named(demo_copy, change, message):
     change(entries[4])
     path.write_text(json.dumps(entries))
     with pytest.raises(InputError, match=f"entry 4.*{message}"):
-        CIRRDataset("val", "relative", PREPROCESS, demo_copy)
+        CIRRDataset("val", "relative", PREPROCESS, data_path=demo_copy)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": "../outside.png"}', "{}"])
 def test_a_wrong_image_list_is_named(demo_copy, content):
     (demo_copy / "cirr/image_splits/split.rc2.val.json").write_text(content)
     with pytest.raises(InputError, match=r"split\.rc2\.val\.json"):
-        CIRRDataset("val", "classic", PREPROCESS, demo_copy)
+        CIRRDataset("val", "classic", PREPROCESS, data_path=demo_copy)

@@ -27,12 +27,12 @@ def parts(demo, small_yaml):
     torch.manual_seed(0)
     model, _, texts = load_model_and_preprocess("blip2_cir_align_prompt", small_yaml)
     preprocess = targetpad_transform(dim=56)
-    validation = cirr_validation(CIRRDataset("val", "classic", preprocess, demo), texts["eval"])
+    validation = cirr_validation(CIRRDataset("val", "classic", preprocess, data_path=demo), texts["eval"])
 
     def make_samples(batch):
         return dict(zip(("image", "target", "text_input"), batch, strict=True))
 
-    return model, CIRRDataset("train", "relative", preprocess, demo), make_samples, validation
+    return model, CIRRDataset("train", "relative", preprocess, data_path=demo), make_samples, validation
 
 
 def read_csv(path) -> list[dict]:
@@ -185,4 +185,4 @@ def test_datasets_have_presets():
     assert find_preset("CiRr") is PRESETS["cirr"]
     with pytest.raises(InputError, match="'imagenet'"):
         find_preset("imagenet")
-    assert TrainConfig("CIRR").loss_weights == {"loss_itc": 1.0, "loss_rtc": 0.4, "loss_align": 0.4}
+    assert TrainConfig("CIRR").loss_weights() == {"loss_itc": 1.0, "loss_rtc": 0.4, "loss_align": 0.4}

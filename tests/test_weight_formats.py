@@ -208,12 +208,11 @@ def test_a_foreign_region_proj_is_refused_unless_dropped(reference, backbone, tm
 
 def test_a_region_proj_of_the_models_own_shape_is_loaded(reference, tmp_path):
     model = build_model(reference)
-    model.region_proj = torch.nn.Linear(3, 7)
     path = tmp_path / "same.pt"
-    fitting = {"region_proj.weight": torch.ones(7, 3), "region_proj.bias": torch.ones(7)}
+    fitting = {f"region_proj.{name}": torch.ones_like(p) for name, p in model.region_proj.named_parameters()}
     torch.save({"epoch": 0, NAME: reference.weights | fitting}, path)
-    assert load_checkpoint(model, path).fresh == []
-    assert torch.equal(model.region_proj.weight, torch.ones(7, 3))
+    assert load_checkpoint(model, path).fresh == ["region_logit_scale"]
+    assert torch.equal(model.region_proj.weight, fitting["region_proj.weight"])
 
 
 def test_berts_own_vocabulary_gets_a_row_for_dec(reference, backbone, tmp_path, capsys):

@@ -51,8 +51,10 @@ def write_sprc(model, path: Path) -> None:
 def write_safetensors(model, path: Path) -> None:
     from safetensors.torch import save_file
 
+    from lavis.models.checkpoint import state_to_save
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    save_file({name: tensor.contiguous() for name, tensor in state_to_save(model).items()}, path)
 
 
 def write_hub(model, folder: Path) -> None:

@@ -21,6 +21,8 @@ def load_model(
     device: str | torch.device = "cpu",
     weights: str | None = None,
     drop_region_proj: bool = False,
+    use_region_loss: bool = False,
+    region_objective: str = "tokens",
 ) -> nn.Module:
     """A model with its weights on `device`; what was loaded is printed.
 
@@ -32,6 +34,7 @@ def load_model(
         weights: a weight file or folder of any format that `checkpoint.FORMATS` knows, `random`, or None to look in
             the default places (`weight_sources.find_weights`).
         drop_region_proj: leave out a `region_proj` of another shape.
+        use_region_loss, region_objective: whether `forward` returns `loss_region`, and which (`region.OBJECTIVES`).
 
     Raises InputError where a name is unknown or the weights are missing or do not fit.
     """
@@ -44,6 +47,7 @@ def load_model(
         model.use_half_precision_vit()
     if files is not None:
         print(f"weights: {load_checkpoint(model, files.main, files.vision, drop_region_proj)}", flush=True)
+    model.use_region_loss, model.region_objective = use_region_loss, region_objective
     return model.to(device).train(not is_eval)
 
 

@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 
 REGION_PROJ = "region_proj.*"
 # What this fork adds: absent from every upstream file, and then freshly initialised.
-FORK_ADDS = (REGION_PROJ,)
+FORK_ADDS = (REGION_PROJ, "region_logit_scale")
 OPTIONAL = (f"Qformer.{POSITION_IDS}", *FORK_ADDS)
 # The head for masked language modelling: in every checkpoint of upstream and LAVIS, used by no pass.
 UNUSED = ("Qformer.cls.*",)
@@ -78,7 +78,8 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        fresh = [f"not in the file, at their initial values: {', '.join(self.fresh)}"] if self.fresh else []
+        names = [name for name in self.fresh if not _matches(name, FORK_ADDS)]
+        fresh = [f"not in the file, at their initial values: {', '.join(names)}"] if names else []
         return "; ".join([self.title, *fresh, *self.notes])
 
 
@@ -286,11 +287,17 @@ def restore_buffers(model: nn.Module) -> None:
 
 
 def save_model(model: nn.Module, epoch: int, path: Path) -> None:
-    """Write `{"epoch", class name: state_dict}` to `path`; a file of that name is replaced only once all is written."""
+    """Write `{"epoch", class name: state to save}` to `path`; a file there is replaced only once all is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        torch.save({"epoch": epoch, type(model).__name__: model.state_dict()}, file)
+        torch.save({"epoch": epoch, type(model).__name__: state_to_save(model)}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def state_to_save(model: nn.Module) -> State:
+    """The state dict; without the region parameters where the model does not use them: upstream's names alone."""
+    unused = () if model.use_region_loss else FORK_ADDS
+    return {name: value for name, value in model.state_dict().items() if not _matches(name, unused)}

@@ -1,5 +1,7 @@
 """SPRC's model: composed image retrieval with sentence-level prompts (https://arxiv.org/abs/2310.05473)."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +12,22 @@ from transformers import BertTokenizer
 from lavis.common.errors import InputError
 from lavis.common.registry import registry
 from lavis.models.blip2_models.Qformer import Qformer
+from lavis.models.blip2_models.region import (
+    OBJECTIVES,
+    flatten_boxes,
+    grid_size,
+    pairs_loss,
+    pool_regions,
+    query_loss,
+    same_image,
+    tokens_loss,
+)
 from lavis.models.eva_vit import build_vision_encoder, use_half_precision
 from lavis.models.model_config import ModelConfig
 
 INITIAL_TEMPERATURE = 0.07
+# The scale of region scores, 1 / temperature: learned in its logarithm, and kept between these, as in CLIP.
+REGION_SCALES = (1.0, 100.0)
 
 
 @dataclass
@@ -33,7 +47,8 @@ class Blip2QformerCirAlignPrompt(nn.Module):
 
     Shapes: B batch, S image side, P patches, D ViT width, Q query tokens, L text tokens, H hidden size, E embed_dim.
     `text_padding` is "longest" (pad a batch to its longest text: exact, and faster) or "max_length" (to `max_txt_len`,
-    as upstream).
+    as upstream). `use_region_loss` adds a region-level contrastive loss, the `region_objective` of `region.py`, to
+    `forward`; without it every number is SPRC's to the last bit, and the region parameters are frozen.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: BertTokenizer | None = None):
@@ -50,11 +65,47 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         # Part of every checkpoint, but no loss of SPRC reaches it.
         self.itm_head = nn.Linear(hidden, 2).requires_grad_(False)
         self.temp = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
+        with torch.random.fork_rng(devices=[]):  # what else a seed gives stays what it was
+            self.region_proj = nn.Linear(config.vision.width, config.embed_dim)
+        self.region_logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+        self._region_objective, self._use_region_loss = "tokens", False
+        self._free_region_parameters()
+
+    @property
+    def use_region_loss(self) -> bool:
+        """Whether `forward` returns `loss_region`; setting it frees or freezes the parameters of the objective."""
+        return self._use_region_loss
+
+    @use_region_loss.setter
+    def use_region_loss(self, use: bool) -> None:
+        self._use_region_loss = bool(use)
+        self._free_region_parameters()
+
+    @property
+    def region_objective(self) -> str:
+        """`pairs`, `tokens` or `query`, see `region.py`. Setting another raises InputError."""
+        return self._region_objective
+
+    @region_objective.setter
+    def region_objective(self, name: str) -> None:
+        if name not in OBJECTIVES:
+            raise InputError(f"unknown region objective {name!r}: use one of {', '.join(OBJECTIVES)}")
+        self._region_objective = name
+        self._free_region_parameters()
+
+    def _free_region_parameters(self) -> None:
+        used = OBJECTIVES[self.region_objective] if self.use_region_loss else ()
+        for name in {name for names in OBJECTIVES.values() for name in names}:
+            getattr(self, name).requires_grad_(name in used)
 
     def initial_values(self) -> dict[str, Tensor]:
         """Initial values of the parameters that a published file may lack, by name, on the CPU."""
         prompts = torch.empty(self.prompt_tokens.shape, device="cpu").normal_(std=0.02)
-        return {"prompt_tokens": prompts, "temp": torch.tensor(INITIAL_TEMPERATURE, device="cpu")}
+        values = {"prompt_tokens": prompts, "temp": torch.tensor(INITIAL_TEMPERATURE, device="cpu")}
+        with torch.random.fork_rng(devices=[]):
+            proj = nn.Linear(self.region_proj.in_features, self.region_proj.out_features, device="cpu")
+        values |= {f"region_proj.{name}": value for name, value in proj.state_dict().items()}
+        return values | {"region_logit_scale": torch.tensor(-math.log(INITIAL_TEMPERATURE), device="cpu")}
 
     @property
     def device(self) -> torch.device:
@@ -74,11 +125,15 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         """The named losses of a batch of triplets.
 
         Args:
-            samples: `image` and `target` (B, 3, S, S), normalised; `text_input`, B processed captions.
+            samples: `image` and `target` (B, 3, S, S), normalised; `text_input`, B processed captions. With
+                `use_region_loss` also `region_boxes` and `target_region_boxes`: B box lists or tensors (n, 4), xyxy in
+                [0, 1] of the input frame, or None; and `target_names`, B image names, where they are known.
 
         Returns:
-            `loss_itc` (query to target), `loss_rtc` (prompted text to target), `loss_align` (fused queries to prompts):
-            0-d float32 tensors, without weights.
+            `loss_itc` (query to target), `loss_rtc` (prompted text to target), `loss_align` (fused queries to prompts)
+            and, with `use_region_loss`, `loss_region`: 0-d float32 tensors, without weights.
+
+        Raises InputError where the region loss is on and the samples have no boxes.
         """
         input_ids, text_mask = self.tokenize(samples["text_input"])
         reference = self.encode_images(samples["image"])  # (B, 3, S, S) -> (B, P + 1, D)
@@ -89,11 +144,16 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         prompted = self._prompted_text_feature(input_ids, text_mask)  # (B, E)
         target_tokens = self._target_features(target)  # (B, Q, E)
 
-        return {
+        losses = {
             "loss_itc": self._contrastive_loss(query, target_tokens),
             "loss_rtc": self._contrastive_loss(prompted, target_tokens),
             "loss_align": self._align_loss(fused),
         }
+        if self.use_region_loss:
+            boxes = self._boxes_of(samples)
+            known = {"query": query, "target_tokens": target_tokens, "target_names": samples.get("target_names")}
+            losses["loss_region"] = self.compute_region_loss(reference, target, *boxes, **known)
+        return losses
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """B captions -> ids and mask (B, L), L at most `max_txt_len`, on the model's device."""
@@ -161,6 +221,97 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             return Blip2Features(multimodal_embeds=self._fuse(image_embeds, *self.tokenize(samples["text_input"])))
         embeds = self.Qformer.encode_image(self._queries(len(image_embeds)), image_embeds)
         return Blip2Features(image_embeds=embeds, image_embeds_proj=_unit(self.vision_proj(embeds)))
+
+    def extract_region_features(
+        self, image_embeds: Tensor, boxes: Sequence | None, image_size: tuple[int, int] = (224, 224)
+    ) -> list[Tensor]:
+        """Pooled features of regions: RoIAlign over the patch grid, not projected, not normalised.
+
+        Args:
+            image_embeds: `ln_vision` output (B, P + 1, D), CLS first.
+            boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame; None where there are none.
+            image_size: (height, width) of the input frame in pixels.
+
+        Returns:
+            B tensors (n_i, D), float32.
+
+        Raises:
+            InputError: a box is not in [0, 1] or has no area, or `image_size` does not give that many tokens.
+        """
+        flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
+        pooled = self._pool(image_embeds, flat, owners, image_size)
+        return list(pooled.split(torch.bincount(owners.cpu(), minlength=len(image_embeds)).tolist()))
+
+    def compute_region_loss(
+        self,
+        ref_image_embeds: Tensor,
+        tgt_image_embeds: Tensor,
+        ref_boxes: Sequence | None,
+        tgt_boxes: Sequence | None,
+        *,
+        query: Tensor | None = None,
+        target_tokens: Tensor | None = None,
+        target_names: Sequence[str] | None = None,
+    ) -> Tensor:
+        """The region-level contrastive loss of `region_objective` (`pairs`, `tokens`, `query`: see `region.py`).
+
+        Args:
+            ref_image_embeds, tgt_image_embeds: `ln_vision` output (B, P + 1, D) of references and targets.
+            ref_boxes, tgt_boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
+            query: composed query features (B, E), L2-normalised; `query` needs them.
+            target_tokens: target tokens (B, Q, E), L2-normalised; `tokens` computes them where they are not given.
+            target_names: B image names; an image that is in the batch more than once is not its own negative.
+
+        Returns:
+            A 0-d float32 tensor, never negative; 0, with a gradient of 0, for a batch without any region.
+
+        Raises:
+            InputError: a wrong box, or the objective `query` without query features.
+        """
+        batch, device = len(tgt_image_embeds), tgt_image_embeds.device
+        with torch.autocast(device.type, enabled=False):
+            regions, owners = self._project_regions(tgt_image_embeds, tgt_boxes)
+            scale, same = self._region_scale(), same_image(target_names, batch, device)
+            if self.region_objective == "tokens":
+                tokens = self._target_features(tgt_image_embeds) if target_tokens is None else target_tokens
+                loss = tokens_loss(regions, owners, tokens, scale, same)
+            elif self.region_objective == "query":
+                if query is None:
+                    raise InputError(
+                        "the region objective query needs query features: give query=(B, E), as forward does"
+                    )
+                loss = query_loss(regions, owners, query, scale, same)
+            elif self.region_objective == "pairs":
+                reference = self._project_regions(ref_image_embeds, ref_boxes)
+                loss = pairs_loss(*reference, regions, owners, scale, same)
+            else:
+                raise InputError(
+                    f"unknown region objective {self.region_objective!r}: use one of {', '.join(OBJECTIVES)}"
+                )
+            return loss + 0 * (scale + self.region_proj.weight.sum() + self.region_proj.bias.sum())
+
+    def _boxes_of(self, samples: dict) -> tuple[Sequence | None, Sequence | None]:
+        names = ("region_boxes", "target_region_boxes")
+        absent = [name for name in names if name not in samples]
+        if absent:
+            raise InputError(
+                f"the region loss is on, but the samples have no {' and no '.join(absent)}: give --box-file"
+            )
+        return samples[names[0]], samples[names[1]]
+
+    def _pool(self, image_embeds: Tensor, boxes: Tensor, owners: Tensor, image_size: tuple[int, int]) -> Tensor:
+        grid = grid_size(image_embeds.shape[1], image_size, self.config.vision.patch_size)
+        return pool_regions(image_embeds, boxes, owners, grid)
+
+    def _project_regions(self, image_embeds: Tensor, boxes: Sequence | None) -> tuple[Tensor, Tensor]:
+        """Regions in the retrieval space, (N, E), L2-normalised, and their owners (N,)."""
+        flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
+        side = self.config.vision.image_size
+        return _unit(self.region_proj(self._pool(image_embeds, flat, owners, (side, side)))), owners
+
+    def _region_scale(self) -> Tensor:
+        """1 / temperature of the region scores. SPRC's own `temp` has no part in it."""
+        return self.region_logit_scale.float().clamp(*map(math.log, REGION_SCALES)).exp()
 
     def _queries(self, batch: int) -> Tensor:
         return self.query_tokens.expand(batch, -1, -1)  # (1, Q, H) -> (B, Q, H)

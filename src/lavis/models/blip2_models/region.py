@@ -1,0 +1,152 @@
+"""Region features and region-level contrastive losses, as pure functions.
+
+Pooling is FG-CLIP's (https://arxiv.org/abs/2505.05071): RoIAlign (https://arxiv.org/abs/1703.06870) on the patch grid.
+Shapes: B images, N regions of all of them, D width of the ViT, E width of the retrieval space, Q target tokens. An
+*owner* (N,) says to which image of the batch a region belongs. Boxes are xyxy in [0, 1] of the input frame.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from lavis.common.errors import InputError
+
+PREFIX_TOKENS = 1  # CLS
+# Objective -> the parameters of its own: created last in the model, and frozen where they are not used.
+OBJECTIVES = {
+    "pairs": ("region_proj", "region_logit_scale"),
+    "tokens": ("region_proj", "region_logit_scale"),
+    "query": ("region_proj", "region_logit_scale"),
+}
+
+
+def flatten_boxes(boxes: Sequence | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """B box lists, arrays or tensors (n_i, 4), or None where an image has none -> boxes (N, 4), owners (N,).
+
+    Raises InputError that names the image in the batch and the box.
+    """
+    boxes = [None] * batch if boxes is None else boxes
+    if len(boxes) != batch:
+        raise InputError(f"boxes for {len(boxes)} images were given with a batch of {batch}")
+    parts = [_box_tensor(part, image) for image, part in enumerate(boxes)]
+    owners = [torch.full((len(part),), image) for image, part in enumerate(parts)]
+    return torch.cat(parts).to(device, non_blocking=True), torch.cat(owners).to(device, non_blocking=True)
+
+
+def _box_tensor(boxes, image: int) -> Tensor:
+    """(n, 4) float32 on the CPU, checked."""
+    found = torch.as_tensor([] if boxes is None else boxes, dtype=torch.float32, device="cpu")
+    found = found.reshape(-1, 4) if found.numel() == 0 else found
+    if found.dim() != 2 or found.shape[1] != 4:
+        raise InputError(f"image {image} of the batch: boxes of shape {tuple(found.shape)}; give (n, 4), xyxy")
+    inside = ((found >= 0) & (found <= 1)).all(dim=1) & (found[:, 2:] > found[:, :2]).all(dim=1)
+    if not inside.all():
+        number = int((~inside).nonzero()[0])
+        raise InputError(
+            f"image {image} of the batch, box {number} is {found[number].tolist()}: boxes have x1 < x2 and y1 < y2 in"
+            " [0, 1] of the input frame, after padding, resize and crop"
+        )
+    return found
+
+
+def grid_size(tokens: int, image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """(height, width) of the patch grid of an input frame of `image_size` = (height, width) pixels.
+
+    Raises InputError where CLS and that grid are not `tokens` tokens.
+    """
+    height, width = (side // patch_size for side in image_size)
+    if tokens != PREFIX_TOKENS + height * width:
+        raise InputError(
+            f"an input frame of {image_size[0]} x {image_size[1]} pixels (height x width) gives {PREFIX_TOKENS} +"
+            f" {height} x {width} tokens, but the image embeddings have {tokens}: give the image_size that they are of"
+        )
+    return height, width
+
+
+def pool_regions(image_embeds: Tensor, boxes: Tensor, owners: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (B, 1 + H W, D), boxes (N, 4), owners (N,) -> pooled features (N, D), float32.
+
+    One `roi_align` for the whole batch, one bin a region, bilinear samples as many as its cells.
+    """
+    height, width = grid
+    patches = image_embeds[:, PREFIX_TOKENS:].float()  # (B, 1 + H W, D) -> (B, H W, D)
+    cells = patches.transpose(1, 2).unflatten(2, (height, width))  # -> (B, D, H, W)
+    scale = boxes.new_tensor([width, height, width, height])
+    rois = torch.cat([owners[:, None].to(boxes.dtype), boxes * scale], dim=1)  # (N, 5)
+    pooled = roi_align(cells, rois, output_size=(1, 1), spatial_scale=1.0, sampling_ratio=-1, aligned=True)
+    return pooled.flatten(1)  # (N, D, 1, 1) -> (N, D)
+
+
+def same_image(names: Sequence[str] | None, batch: int, device: torch.device) -> Tensor:
+    """(B, B) bool: whether two places of the batch hold the same image; without names only a place and itself."""
+    numbers = {} if names is None else {name: number for number, name in enumerate(dict.fromkeys(names))}
+    ids = torch.arange(batch) if names is None else torch.tensor([numbers[name] for name in names])
+    return (ids[:, None] == ids).to(device, non_blocking=True)
+
+
+def tokens_loss(regions: Tensor, owners: Tensor, target_tokens: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Every region of a target finds its image among the batch through the target tokens, as a query would.
+
+    Trains cross-attention and `vision_proj`: the gallery's embedding itself. Regions (N, E) and tokens (B, Q, E) are
+    L2-normalised; `same` (B, B) marks places with the same image, which are no negatives.
+    """
+    cosines = regions @ target_tokens.flatten(0, 1).T  # (N, E) x (E, B Q) -> (N, B Q)
+    scores = cosines.view(len(regions), *target_tokens.shape[:2]).amax(dim=2)  # -> (N, B)
+    return _contrast(scores * scale, owners, same[owners])
+
+
+def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Every composed query finds the best region of its target among the best regions of the other targets.
+
+    Trains the fusion path. Regions (N, E), queries (B, E), L2-normalised. A target without regions is neither a
+    positive nor a negative, and its query is no anchor.
+    """
+    batch = len(queries)
+    if len(regions) == 0:
+        return (queries.sum() + scale) * 0
+    belongs = owners[:, None] == torch.arange(batch, device=owners.device)  # (N, B)
+    # Scaled before it is masked: infinity times a gradient of 0 would be no number.
+    logits = (scale * queries @ regions.T)[:, :, None].masked_fill(~belongs, -torch.inf)  # (B, N) -> (B, N, B)
+    best, anchors = logits.amax(dim=1), belongs.any(dim=0).nonzero()[:, 0]  # -> (B, B)
+    return _contrast(best[anchors], anchors, same[anchors])
+
+
+def pairs_loss(
+    reference: Tensor, reference_owners: Tensor, target: Tensor, target_owners: Tensor, scale: Tensor, same: Tensor
+) -> Tensor:
+    """Every reference region finds its match in the target image among the regions of the other targets.
+
+    Matches are one to one and have the greatest sum of cosines. Trains `region_proj` and `ln_vision` only: there is no
+    gradient on the Q-Former. Features (N, E) and (M, E) are L2-normalised.
+    """
+    cosines = reference @ target.T  # (N, M)
+    rows, columns = match_regions(cosines.detach(), reference_owners, target_owners)
+    if len(rows) == 0:
+        return cosines.sum() * 0
+    owners = reference_owners[rows]
+    return _contrast((cosines * scale)[rows], columns, same[owners][:, target_owners])
+
+
+def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column numbers of matched regions of the same pair: one to one, the greatest sum (Hungarian method)."""
+    values, row_owner, column_owner = cosines.cpu(), rows_of.cpu(), columns_of.cpu()
+    rows, columns = [], []
+    for owner in row_owner.unique().tolist():
+        mine, theirs = (row_owner == owner).nonzero()[:, 0], (column_owner == owner).nonzero()[:, 0]
+        chosen = linear_sum_assignment(values[mine][:, theirs].numpy(), maximize=True)
+        rows.append(mine[chosen[0]])
+        columns.append(theirs[chosen[1]])
+    numbers = (torch.cat(part) if part else torch.zeros(0, dtype=torch.long) for part in (rows, columns))
+    return tuple(part.to(cosines.device) for part in numbers)
+
+
+def _contrast(logits: Tensor, labels: Tensor, no_negative: Tensor) -> Tensor:
+    """Mean cross-entropy over the rows; columns marked in `no_negative` count only where they are the label's own."""
+    if len(logits) == 0:
+        return logits.sum() * 0
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    return F.cross_entropy(logits.masked_fill(no_negative & ~own, -torch.inf), labels)

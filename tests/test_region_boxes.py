@@ -1,0 +1,218 @@
+"""The box file: what is loaded, what is refused and how, and the way of a box from the raw image to the input frame."""
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_utils import CIRRDataset, TrainingTriplets, collate_fn
+from lavis.common.errors import InputError
+from lavis.datasets.region_boxes import Region, load_boxes, regions_of, save_boxes
+from preprocess import SMALLEST_SIDE, squarepad_transform, targetpad_transform
+
+PIPELINES = {"targetpad": targetpad_transform(1.25, 224), "squarepad": squarepad_transform(224),
+             "targetpad 1": targetpad_transform(1.0, 224), "targetpad 2": targetpad_transform(2.0, 224)}  # fmt: skip
+
+
+def write(path, content) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_both_forms_of_a_box(tmp_path):
+    content = {"a": [[0, 0.1, 0.5, 1], {"box": [0.2, 0.2, 0.4, 0.4], "label": "cup", "score": 0.5}], "b": []}
+    boxes = load_boxes(write(tmp_path / "b.json", content))
+    assert boxes == {"a": [Region((0, 0.1, 0.5, 1)), Region((0.2, 0.2, 0.4, 0.4), "cup", 0.5)], "b": []}
+    save_boxes(tmp_path / "again.json", boxes)
+    assert load_boxes(tmp_path / "again.json") == boxes
+    assert json.loads((tmp_path / "again.json").read_text())["a"][0] == [0, 0.1, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": [[0, 0, 1', "not valid JSON"),
+        ("[]", "JSON dict"),
+        ({"img7": [0, 0, 1, 1]}, r"'img7', box 0 is 0: write four numbers"),
+        ({"img7": None}, r"'img7' has None; write a list"),
+        ({"img7": [[0, 0, 1]]}, "four numbers"),
+        ({"img7": [[0, 0, "1", 1]]}, "four numbers"),
+        ({"img7": [[0, 0, True, 1]]}, "four numbers"),
+        ({"img7": [[0, 0, 1, 1], [0, 0, 1.01, 1]]}, r"'img7', box 1 is \[0, 0, 1.01, 1\]: a value is NaN or outside"),
+        ({"img7": [[-0.1, 0, 1, 1]]}, "outside"),
+        ('{"img7": [[NaN, 0, 1, 1]]}', "NaN"),
+        ('{"img7": [[0, 0, Infinity, 1]]}', "pixels"),
+        ({"img7": [[0.5, 0, 0.5, 1]]}, "x2 must be above x1"),
+        ({"img7": [[0, 0.6, 1, 0.5]]}, "y2 above y1"),
+        ({"img7": [[10, 20, 300, 200]]}, "look like pixels: divide by the width and height"),
+        ({"img7": [{"label": "cup"}]}, "four numbers"),
+        ({"img7": [{"box": [0, 0, 1, 1], "score": "high"}]}, "score must be a number"),
+        ({"img7": [{"box": [0, 0, 1, 1], "label": 3}]}, "label must be a text"),
+    ],
+)
+def test_wrong_files_are_refused_by_image_and_box(tmp_path, content, message):
+    path = write(tmp_path / "b.json", content)
+    with pytest.raises(InputError, match=message) as error:
+        load_boxes(path)
+    assert path in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*none\.json"):
+        load_boxes(tmp_path / "none.json")
+
+
+def test_a_wrong_box_is_not_saved(tmp_path):
+    with pytest.raises(InputError, match="outside"):
+        save_boxes(tmp_path / "b.json", {"a": [Region((0, 0, 2, 1))]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_partial_overlap_is_counted_and_none_is_an_error(tmp_path, capsys):
+    path = write(tmp_path / "b.json", {"a": [[0, 0, 1, 1]], "b": [], "z": [[0, 0, 1, 1]]})
+    assert list(regions_of(path, ["a", "b", "c", "a"], "CIRR train")) == ["a", "b"]
+    assert capsys.readouterr().out == (
+        f"boxes: 1 regions for 2 of 3 images of CIRR train; 1 have none, 1 are not in {path}\n"
+    )
+    with pytest.raises(InputError, match="shares no image name with CIRR train: it has names like"):
+        regions_of(path, ["x", "y"], "CIRR train")
+
+
+def test_all_real_entries_load_in_under_a_second(shared):
+    start = time.perf_counter()
+    boxes = load_boxes(shared / "boxes" / "cirr_boxes_train.json")
+    seconds = time.perf_counter() - start
+    print(f"{len(boxes)} entries in {seconds:.2f} s")
+    assert (len(boxes), sum(not regions for regions in boxes.values())) == (16939, 2672)
+    assert seconds < 1
+
+
+# --- from the raw image to the input frame ----------------------------------------------------------------------------
+
+
+@given(
+    st.integers(40, 600), st.integers(40, 600), st.sampled_from(sorted(PIPELINES)), st.tuples(*[st.floats(0, 1)] * 4)
+)
+def test_a_painted_box_lands_where_its_coordinates_do(width, height, pipeline, corners):
+    """Painting a box into the raw image and preprocessing it gives the box of `move_boxes`, within a pixel."""
+    preprocess = PIPELINES[pipeline]
+    left, right = sorted(int(corners[i] * width) for i in (0, 1))
+    top, bottom = sorted(int(corners[i] * height) for i in (2, 3))
+    box = [left / width, top / height, right / width, bottom / height]
+    moved = preprocess.move_boxes([box], width, height)
+    image = Image.new("RGB", (width, height))
+    image.paste((255, 255, 255), (left, top, right, bottom))
+    painted = np.asarray(preprocess.to_frame(image))[:, :, 0] > 127
+    sides = [int(painted.any(axis=axis).sum()) for axis in (0, 1)]
+    if moved.dropped:
+        assert min(sides) <= SMALLEST_SIDE + 2
+        return
+    columns, rows = (np.flatnonzero(painted.any(axis=axis)) for axis in (0, 1))
+    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert np.abs(np.array(found) - 224 * moved.boxes[0].numpy()).max() <= 1
+
+
+def test_the_documented_example():
+    """640 x 360 with targetpad 1.25: the whole image before clipping, as in the notes on the earlier port."""
+    from preprocess import input_geometry
+
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    found = input_geometry(640, 360, 1.25, 224).to_input(whole, 640, 360)[0].tolist()
+    assert found == pytest.approx([-0.125, 0.148, 1.125, 0.852], abs=2e-3)
+    assert PIPELINES["targetpad"].move_boxes(whole, 640, 360).boxes[0].tolist() == pytest.approx(
+        [0, 0.148, 1, 0.852], abs=2e-3
+    )
+
+
+def test_small_and_outside_boxes_are_dropped_and_counted():
+    preprocess = targetpad_transform(1.25, 224)
+    boxes = [[0, 0, 7 / 224, 1], [0, 0, 6.9 / 224, 1], [0.5, 0.5, 1, 1], [0, 0, 0.01, 0.01]]
+    moved = preprocess.move_boxes(boxes, 224, 224)
+    assert (moved.kept, moved.dropped) == ([2, 0], 2)
+    outside = preprocess.move_boxes([[0, 0, 0.05, 1]], 640, 360)  # the crop cuts the left eighth of the frame off
+    assert (outside.boxes.shape, outside.dropped) == ((0, 4), 1)
+    assert preprocess.move_boxes([], 640, 360).boxes.shape == (0, 4)
+
+
+def test_the_share_of_real_regions_that_is_dropped(shared):
+    """Over the real box file, at sizes that photographs have: its own images are not here."""
+    boxes = [region.box for regions in load_boxes(shared / "boxes" / "cirr_boxes_train.json").values()
+             for region in regions]  # fmt: skip
+    for name in ("targetpad", "squarepad"):
+        for width, height in ((500, 500), (500, 375), (375, 500), (640, 360), (360, 640), (1000, 400)):
+            dropped = PIPELINES[name].move_boxes(boxes, width, height).dropped
+            print(f"{name} {width}x{height}: {dropped} of {len(boxes)}, {100 * dropped / len(boxes):.2f} %")
+            assert 0 <= dropped < len(boxes) / 4
+    assert PIPELINES["squarepad"].move_boxes(boxes, 500, 500).dropped < len(boxes) / 50
+
+
+# --- the dataset ------------------------------------------------------------------------------------------------------
+
+SMALL = targetpad_transform(1.25, 56)
+
+
+@pytest.fixture
+def box_file(demo):
+    return demo / "boxes" / "cirr_boxes_train.json"
+
+
+def test_tuples_with_boxes(demo, box_file):
+    plain = CIRRDataset("train", "relative", SMALL, data_path=demo)
+    dataset = CIRRDataset("train", "relative", SMALL, box_file, demo)
+    for index in range(3):
+        reference, target, caption, ref_boxes, tgt_boxes = dataset[index]
+        assert torch.equal(reference, plain[index][0])
+        assert torch.equal(target, plain[index][1])
+        assert caption == plain[index][2]
+        for boxes, key in ((ref_boxes, "reference"), (tgt_boxes, "target_hard")):
+            name = dataset.triplets[index][key]
+            raw = [region.box for region in load_boxes(box_file)[name]]
+            expected = SMALL.move_boxes(raw, *dataset.get_image_size(name)).boxes[:5]
+            assert boxes.dtype == torch.float32
+            assert torch.equal(boxes, expected)
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+            torch.testing.assert_close(areas, areas.sort(descending=True).values)
+    assert len(dataset[0]) == 5
+    assert len(plain[0]) == 3
+    assert len(CIRRDataset("val", "relative", SMALL, box_file, demo)[0]) == 4
+
+
+def test_at_most_so_many_regions(demo, box_file):
+    dataset = CIRRDataset("train", "relative", SMALL, box_file, demo, max_regions=1)
+    assert all(len(boxes) <= 1 for i in range(5) for boxes in dataset[i][3:])
+    with pytest.raises(InputError, match="--max-regions"):
+        CIRRDataset("train", "relative", SMALL, box_file, demo, max_regions=0)
+
+
+def test_image_sizes(demo):
+    dataset = CIRRDataset("train", "relative", SMALL, data_path=demo)
+    name = dataset.names[3]
+    with Image.open(demo / dataset.image_paths[name]) as image:
+        assert dataset.get_image_size(name) == image.size
+    with pytest.raises(InputError, match="no image 'nobody'"):
+        dataset.get_image_size("nobody")
+
+
+def test_a_preprocess_that_cannot_move_boxes_is_refused(demo, box_file):
+    with pytest.raises(InputError, match="targetpad_transform"):
+        CIRRDataset("train", "relative", lambda image: torch.zeros(3, 56, 56), box_file, demo)
+
+
+def test_collate_takes_any_number_of_boxes(demo, box_file):
+    image, boxes = torch.zeros(3, 8, 8), [torch.zeros(n, 4) for n in (0, 2, 2, 1)]
+    batch = collate_fn([(image, image, "a", boxes[0], boxes[1]), (image, image, "b", boxes[2], boxes[3])])
+    assert batch[0].shape == (2, 3, 8, 8)
+    assert batch[3] == [boxes[0], boxes[2]]
+    same = collate_fn([(image, boxes[1]), (image, boxes[2])])
+    assert isinstance(same[1], list)
+    triplets = TrainingTriplets(CIRRDataset("train", "relative", SMALL, box_file, demo))
+    found = collate_fn([triplets[0], triplets[1]])
+    assert found["image"].shape == (2, 3, 56, 56)
+    assert [len(boxes) for boxes in found["reference_boxes"]] == [len(triplets[i]["reference_boxes"]) for i in (0, 1)]
+    assert all(math.isfinite(count) for count in found["dropped"])
