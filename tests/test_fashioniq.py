@@ -74,6 +74,16 @@ def test_tuples(made):
     gallery.check_images()
 
 
+def test_boxes_come_with_the_training_triplets(made, tmp_path):
+    boxes = {f"{kind}{i}": [[0.1, 0.1, 0.9, 0.9]] * (i % 3) for kind in TYPES for i in range(30)}
+    write_json(tmp_path / "boxes.json", boxes)
+    triplets = FashionIQDataset("train", TYPES, "relative", PREPROCESS, tmp_path / "boxes.json", made)
+    _, _, captions, ref_boxes, tgt_boxes = triplets[1]  # dress1 -> dress10
+    assert [len(ref_boxes), len(tgt_boxes)] == [1, 1]
+    assert [len(boxes) for boxes in triplets[2][3:]] == [2, 2]
+    assert captions == ["is more dress.", "Has longer sleeves"]
+
+
 def test_png_and_jpg_and_png_first(made, tmp_path):
     gallery = open_val(made, "dress", "classic")
     assert gallery.image_paths["dress0"] == "images/dress0.png"

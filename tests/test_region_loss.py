@@ -101,6 +101,7 @@ def test_the_input_frame_is_height_and_width(model):
         ([None, None, [[0, 0, 1, 1], [0.5, 0.5, 0.5, 1]], None], "image 2 of the batch, box 1"),
         ([[[math.nan, 0, 1, 1]], None, None, None], "image 0"),
         ([[[0, 0, 1]], None, None, None], r"shape \(1, 3\)"),
+        ([[[0, 0, 1, 1], [0, 1]], None, None, None], "image 0 of the batch: boxes are no numbers"),
     ],
 )
 def test_wrong_boxes_are_named(model, samples, boxes, message):
@@ -109,9 +110,10 @@ def test_wrong_boxes_are_named(model, samples, boxes, message):
 
 
 def test_lists_tensors_and_none_are_boxes():
-    flat, owners = flatten_boxes([[[0, 0, 1, 1]], None, torch.tensor([[0, 0, 0.5, 1]] * 2), []], 4, torch.device("cpu"))
-    assert flat.shape == (3, 4)
-    assert owners.tolist() == [0, 2, 2]
+    two = torch.tensor([[0, 0, 0.5, 1]] * 2)
+    flat, owners = flatten_boxes([[[0, 0, 1, 1]], None, two, [], list(two), two.numpy()], 6, torch.device("cpu"))
+    assert flat.shape == (7, 4)
+    assert owners.tolist() == [0, 2, 2, 4, 4, 5, 5]
 
 
 # --- the losses -------------------------------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def test_moved_permuted_and_empty_boxes(model, samples, objective):
     model.region_objective = objective
     boxes = samples["target_region_boxes"]
     moved = [b.clone() for b in boxes]
-    moved[2][0] = torch.tensor([0.05, 0.6, 0.35, 0.95])
+    moved[2] = torch.tensor([[0.05, 0.6, 0.35, 0.95], [0.3, 0.05, 0.6, 0.2], [0.7, 0.3, 0.95, 0.6]])
     reordered = [b.flip(0) for b in boxes]
     shuffled = [boxes[i] for i in (2, 3, 0, 1)]
     with torch.no_grad():

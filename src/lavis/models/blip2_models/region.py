@@ -7,6 +7,7 @@ Shapes: B images, N regions of all of them, D width of the ViT, E width of the r
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -39,7 +40,12 @@ def flatten_boxes(boxes: Sequence | None, batch: int, device: torch.device) -> t
 
 def _box_tensor(boxes, image: int) -> Tensor:
     """(n, 4) float32 on the CPU, checked."""
-    found = torch.as_tensor([] if boxes is None else boxes, dtype=torch.float32, device="cpu")
+    if not isinstance(boxes, Tensor):
+        try:
+            boxes = np.asarray([] if boxes is None else boxes, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"image {image} of the batch: boxes are no numbers of shape (n, 4): {error}") from error
+    found = torch.as_tensor(boxes, dtype=torch.float32, device="cpu")
     found = found.reshape(-1, 4) if found.numel() == 0 else found
     if found.dim() != 2 or found.shape[1] != 4:
         raise InputError(f"image {image} of the batch: boxes of shape {tuple(found.shape)}; give (n, 4), xyxy")

@@ -1,0 +1,131 @@
+"""Draw boxes on raw images, and beside each the model's input frame with its patch grid and the moved boxes."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+from lavis.common.errors import InputError  # noqa: E402
+from lavis.datasets.region_boxes import Region, load_boxes  # noqa: E402
+from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+
+DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "boxes.png"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#f032e6")
+HEIGHT, MARGIN, TITLE = 336, 12, 20  # pixels of a picture's height, between pictures, and above them
+FRAME = 224  # side of the model's input frame
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, metavar="FOLDER", help="a folder of images; a name is a file's stem")
+    source.add_argument("--cirr-root", type=Path, metavar="FOLDER", help="a dataset in CIRR's layout, see --split")
+    parser.add_argument("--split", default="train", choices=("train", "val", "test1"), help="of CIRR")
+    parser.add_argument("--box-file", type=Path, required=True, help="JSON file of the boxes")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="draw these (default: the first that have boxes)")
+    parser.add_argument("--max-images", type=positive_int, default=12, help="most images on the sheet")
+    parser.add_argument("--columns", type=positive_int, default=2, help="images beside each other")
+    parser.add_argument("--transform", choices=("targetpad", "squarepad"), default="targetpad", help="how it is padded")
+    parser.add_argument("--target-ratio", type=float, default=1.25, help="of targetpad")
+    parser.add_argument("--patch-size", type=positive_int, default=14, help="of the ViT, in pixels")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="PNG to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Write the contact sheet; returns its path. Raises InputError where a file or a name is missing or wrong."""
+    args = build_parser().parse_args(argv)
+    from preprocess import build_preprocess  # heavy: torch
+
+    preprocess = build_preprocess(args.transform, args.target_ratio, FRAME)
+    boxes, paths = load_boxes(args.box_file), image_paths(args.images, args.cirr_root, args.split)
+    names = args.names or [name for name in boxes if boxes[name] and name in paths]
+    names = names[: args.max_images]
+    unknown = [name for name in names if name not in paths or name not in boxes]
+    if unknown or not names:
+        raise InputError(f"{args.box_file} and the images share no {unknown[0] if unknown else 'name with boxes'}")
+    panels = [draw_panel(name, paths[name], boxes[name], preprocess, args.patch_size) for name in names]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(panels, args.columns).save(args.output)
+    print(f"{len(panels)} images drawn: {args.output}")
+    return args.output
+
+
+def image_paths(images: Path | None, cirr_root: Path | None, split: str) -> dict[str, Path]:
+    """Name -> file, of a plain folder or of a split of CIRR."""
+    if cirr_root is not None:
+        from data_utils import CIRRDataset
+
+        dataset = CIRRDataset(split, "classic", None, data_path=cirr_root)
+        return {name: dataset.root / place for name, place in dataset.image_paths.items()}
+    if not images.is_dir():
+        raise InputError(f"no folder {images}: give the folder of the images")
+    return {p.stem: p for p in sorted(images.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+
+
+def draw_panel(name: str, path: Path, regions: list[Region], preprocess, patch_size: int) -> Image.Image:
+    """The raw image and the input frame of one image, side by side under its name."""
+    try:
+        with Image.open(path) as image:
+            raw = image.convert("RGB")
+    except OSError as error:
+        raise InputError(f"image {name!r} at {path} cannot be read ({error})") from error
+    moved = preprocess.move_boxes([region.box for region in regions], *raw.size)
+    left = raw.resize((max(1, round(raw.width * HEIGHT / raw.height)), HEIGHT))
+    for number, region in enumerate(regions):
+        draw_box(left, region.box, number, region)
+    right = preprocess.to_frame(raw).resize((HEIGHT, HEIGHT))
+    draw_grid(right, FRAME // patch_size)
+    for number, box in zip(moved.kept, moved.boxes.tolist(), strict=True):
+        draw_box(right, box, number, regions[number])
+    panel = Image.new("RGB", (left.width + MARGIN // 2 + HEIGHT, TITLE + HEIGHT), "white")
+    panel.paste(left, (0, TITLE))
+    panel.paste(right, (left.width + MARGIN // 2, TITLE))
+    dropped = f", {moved.dropped} too small in the frame" if moved.dropped else ""
+    count = f"{len(regions)} box" + ("" if len(regions) == 1 else "es")
+    title = f"{name}  {raw.width} x {raw.height}, {count}{dropped}"
+    ImageDraw.Draw(panel).text((2, 3), title, fill="black", font=ImageFont.load_default(13))
+    return panel
+
+
+def draw_grid(frame: Image.Image, cells: int) -> None:
+    """The patch grid of the ViT over the input frame."""
+    draw = ImageDraw.Draw(frame, "RGBA")
+    for line in range(1, cells):
+        place = round(line * frame.width / cells)
+        draw.line([(place, 0), (place, frame.height)], fill=(255, 255, 255, 110))
+        draw.line([(0, place), (frame.width, place)], fill=(255, 255, 255, 110))
+
+
+def draw_box(picture: Image.Image, box, number: int, region: Region) -> None:
+    """A box xyxy in [0, 1] of the picture, with its number, and label and score where it has them."""
+    draw, colour = ImageDraw.Draw(picture), COLOURS[number % len(COLOURS)]
+    x1, y1, x2, y2 = (value * side for value, side in zip(box, picture.size * 2, strict=True))
+    draw.rectangle([x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)], outline=colour, width=3)
+    score = "" if region.score is None else f" {region.score:.2f}"
+    text, font = f"{number + 1} {region.label or ''}".strip() + score, ImageFont.load_default(13)
+    where = draw.textbbox((x1 + 3, y1 + 2), text, font=font)
+    draw.rectangle([where[0] - 2, where[1] - 1, where[2] + 2, where[3] + 1], fill=colour)
+    draw.text((x1 + 3, y1 + 2), text, fill="white", font=font)
+
+
+def contact_sheet(panels: list[Image.Image], columns: int) -> Image.Image:
+    """All panels in rows of `columns`."""
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    width = max(sum(panel.width + MARGIN for panel in row) for row in rows) + MARGIN
+    sheet = Image.new("RGB", (width, len(rows) * (TITLE + HEIGHT + MARGIN) + MARGIN), "white")
+    for i, row in enumerate(rows):
+        x = MARGIN
+        for panel in row:
+            sheet.paste(panel, (x, MARGIN + i * (TITLE + HEIGHT + MARGIN)))
+            x += panel.width + MARGIN
+    return sheet
+
+
+if __name__ == "__main__":
+    run_main(main)
