@@ -175,7 +175,7 @@ class CIRRDataset(ImageDataset):
         if split not in self.SPLITS or mode not in self.MODES:
             raise InputError(f"CIRRDataset: split {split!r}, mode {mode!r}; use {self.SPLITS} and {self.MODES}")
         root = Path(CIRR_ROOT if data_path is None else data_path).expanduser()
-        super().__init__(f"CIRR {split}", mode, root, _read_image_split(root, split), preprocess, max_regions)
+        super().__init__(f"CIRR {split}", mode, root, read_image_split(root, split), preprocess, max_regions)
         self.split = split
         self.triplets = _read_captions(root, split, self.image_paths)
         if box_file is not None and (split, mode) == ("train", "relative"):
@@ -276,7 +276,7 @@ def _file_names(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.is_file()}
 
 
-def _read_image_split(root: Path, split: str) -> dict[str, str]:
+def read_image_split(root: Path, split: str) -> dict[str, str]:
     """name -> path relative to `root`, in file order, which is the order of the gallery."""
     if not root.is_dir():
         raise InputError(f"no folder {root}: give the folder that holds cirr/ and the images with --data-path")

@@ -30,6 +30,8 @@ case "$*" in
   *version_info*) [[ "$0" == *.venv* ]] || exit "${VERSION_STATUS:-0}" ;;
   *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
   *"-m pip install"*) eval "${PIP_DOES:-:}" ;;
+  *yolo_boxes.py*) exit "${YOLO_STATUS:-2}" ;;
+  *"import ultralytics"*) exit "${ULTRALYTICS_STATUS:-1}" ;;
   *get_weights.py*) says "${WEIGHTS_STATUS:-0}" "error: the weights' answer" ;;
   *blip_fine_tune_2.py*) echo "metrics"; echo "progress" >&2; exit "${TRAIN_STATUS:-0}" ;;
 esac
@@ -53,15 +55,18 @@ def test_scripts_that_are_run_directly_are_executable():
 def test_help_names_every_flag():
     answer = subprocess.run([AUTO_TRAIN, "--help"], capture_output=True, text=True)
     assert answer.returncode == 0
-    assert all(flag in answer.stdout for flag in ("--test", "--full", "--help"))
+    assert all(flag in answer.stdout for flag in ("--test", "--full", "--method", "--help"))
 
 
-@pytest.mark.parametrize("flags", [[], ["--tset"], ["--test", "--full"], ["--test", "10"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["--tset"], ["--test", "--full"], ["--test", "10"], ["--method", "yolo"], ["--test", "--method"],
+              ["--test", "--method", "magic"]]
+)  # fmt: skip
 def test_no_flag_and_wrong_flags_show_the_usage(flags):
     answer = bash(AUTO_TRAIN, *flags)
     assert answer.returncode == 2
     assert "usage:" in answer.stderr
-    assert not flags or f"unknown: {' '.join(flags)};" in answer.stderr
+    assert "--method" in flags or not flags or f"unknown: {' '.join(flags)};" in answer.stderr
 
 
 @pytest.fixture
@@ -235,9 +240,9 @@ def test_an_interrupt_gives_the_folder_lock_back(project):
     assert not (project / ".venv.lock.d").exists()
 
 
-def auto_train(project: Path, flag: str, **environ) -> subprocess.CompletedProcess:
+def auto_train(project: Path, *flags: str, active_status: int = 0, **environ) -> subprocess.CompletedProcess:
     script = project / "roi_align_integration" / "tools" / AUTO_TRAIN.name
-    return bash(script, flag, env=variables(project, 0, **environ), cwd="/")
+    return bash(script, *flags, env=variables(project, active_status, **environ), cwd="/")
 
 
 def put(path: Path) -> Path:
@@ -262,8 +267,34 @@ def test_a_test_run_without_data_says_so_and_takes_the_demo_dataset(project):
     assert "weights:" not in answer.stdout
     assert calls(project, "make_demo_dataset.py") == 1
     (call,) = training_calls(project)
-    assert f"--data-path {project}/roi_align_integration/data/demo_dataset --backbone tiny --weights random" in call
-    assert "--save-best" in call
+    data = f"{project}/roi_align_integration/data"
+    assert f"--data-path {data}/demo_dataset --backbone tiny --weights random" in call
+    assert f"--save-best --use-region-loss --box-file {data}/demo_boxes_train_saliency.json" in call
+    made = f"--cirr-root {data}/demo_dataset --method saliency --output {data}/demo_boxes_train_saliency.json"
+    assert calls(project, f"generate_cirr_boxes.py {made}") == 1
+    assert calls(project, "test_roi_align.py") == 1
+    assert f"picture of boxes: {data}/demo_boxes_train_saliency.png" in answer.stdout
+
+
+def test_yolo_is_taken_where_it_can_be_had(project):
+    answer = auto_train(project, "--test", YOLO_STATUS="0")
+    assert "boxes by hybrid" in answer.stdout
+    assert calls(project, "--method hybrid") == 1
+
+
+@pytest.mark.parametrize("method", ["yolo", "hybrid"])
+def test_ultralytics_is_installed_only_where_it_is_asked_for(project, method):
+    answer = auto_train(project, "--test", "--method", method)
+    assert answer.returncode == 2
+    assert f"--method {method} needs ultralytics in the active environment: pip install ultralytics" in answer.stderr
+    assert calls(project, "pip install") == 0
+    answer = auto_train(project, "--test", "--method", method, active_status=1)
+    assert answer.returncode == 0, answer.stderr
+    assert calls(project, "--disable-pip-version-check ultralytics") == 1
+    assert calls(project, f"generate_cirr_boxes.py --cirr-root {project}/roi") == 1
+    answer = auto_train(project, "--test", "--method", "saliency", ULTRALYTICS_STATUS="0")
+    assert answer.returncode == 0
+    assert calls(project, "--disable-pip-version-check ultralytics") == 1
 
 
 def test_a_test_run_on_cirr_is_bounded_and_downloads_nothing(project):
@@ -274,6 +305,8 @@ def test_a_test_run_on_cirr_is_bounded_and_downloads_nothing(project):
     assert call.endswith(
         f"--data-path {project}/cirr_dataset --backbone pretrain --max-triplets 100 --num-epochs 2 --batch-size 20"
     )
+    boxes = f"{project}/roi_align_integration/data/cirr_trial_boxes_train_saliency.json"
+    assert calls(project, f"--method saliency --output {boxes} --max-triplets 100") == 1
     assert calls(project, "make_demo_dataset.py") == 0
     assert calls(project, "get_weights.py --no-download") == 1
 
@@ -299,7 +332,8 @@ def test_a_full_run_takes_the_defaults(project):
     answer = auto_train(project, "--full", SPRC_WEIGHTS=str(put(project / "w.pt")))
     assert answer.returncode == 0, answer.stderr
     (call,) = training_calls(project)
-    assert call.endswith(f"--save-best --data-path {project}/cirr_dataset --save-training")
+    boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
+    assert call.endswith(f"--use-region-loss --box-file {boxes} --data-path {project}/cirr_dataset --save-training")
     assert calls(project, "get_weights.py --no-download") == 0
 
 
@@ -324,12 +358,12 @@ def test_weights_that_are_not_there_are_an_error(project):
 def test_a_failing_step_is_named_and_its_status_kept(project):
     answer = auto_train(project, "--test", TRAIN_STATUS="7")
     assert answer.returncode == 7
-    assert "step 4 (train and validate on the demo dataset) failed, status 7" in answer.stderr
-    assert "step 5" not in answer.stdout
+    assert "step 7 (train and validate on the demo dataset) failed, status 7" in answer.stderr
+    assert "step 8" not in answer.stdout
 
 
 def test_a_failing_set_up_stops_before_anything_else(project):
-    answer = auto_train(project, "--test", ACTIVE_STATUS="2")
+    answer = auto_train(project, "--test", active_status=2)
     assert answer.returncode == 2
     assert "error: the active one's answer" in answer.stderr
     assert "step 1 (set-up) failed, status 2" in answer.stderr

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, data, training, validation and report in one command.
+# Set-up, data, boxes, checks, training with regions, validation and report in one command.
 set -euo pipefail
 
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -7,23 +7,27 @@ ROOT="$(cd "$HERE/../.." && pwd)"
 CIRR="$ROOT/cirr_dataset"
 DATA="$ROOT/roi_align_integration/data"
 DEMO="$DATA/demo_dataset"
-# The demo run: these sizes reach five times chance on two CPU cores within minutes.
+# The demo run: these sizes reach far more than chance on two CPU cores within minutes.
 DEMO_FLAGS=(--backbone tiny --weights random --num-epochs 4 --batch-size 64 --learning-rate 3e-4 --num-workers 2)
 # A bounded run on the real data: does everything work here?
-TRIAL_FLAGS=(--backbone pretrain --max-triplets 100 --num-epochs 2 --batch-size 20)
+TRIAL_TRIPLETS=100
+TRIAL_FLAGS=(--backbone pretrain --max-triplets "$TRIAL_TRIPLETS" --num-epochs 2 --batch-size 20)
 
 usage() {
   cat <<'TEXT'
-usage: auto_train_with_boxes.sh --test | --full | --help
+usage: auto_train_with_boxes.sh --test | --full [--method yolo | saliency | hybrid]
 
-  --test   a short run. With CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100 triplets,
-           2 epochs. Without them: a generated demo dataset and the model `tiny`, on whatever device there is.
-  --full   the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights that
-           are not on this machine are downloaded.
-  --help   this page.
+  --test     a short run. With CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100 triplets,
+             2 epochs. Without them: a generated demo dataset and the model `tiny`, on whatever device there is.
+  --full     the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights
+             that are not on this machine are downloaded.
+  --method   what makes the boxes. yolo: objects, by ultralytics, which is installed into .venv for it; saliency: what
+             stands out, without any weights; hybrid: saliency where YOLO finds nothing. Without this flag: hybrid
+             where ultralytics and models/yolo/yolov8n.pt are there, else saliency.
+  --help     this page.
 
-The first run makes .venv, unless the active environment has what is needed. The log of a run is
-roi_align_integration/data/training_<time>.log; models and metrics are in models/.
+The first run makes .venv, unless the active environment has what is needed. What an earlier run has made is used again.
+The log of a run is roi_align_integration/data/training_<time>.log; models and metrics are in models/.
 TEXT
 }
 
@@ -60,13 +64,43 @@ check_data() {
   esac
 }
 
+# Sets METHOD, where no flag has, to the best that can be had; installs ultralytics where a flag asks for it.
+choose_method() {
+  if [[ -z "$METHOD" ]]; then
+    METHOD=saliency
+    if "$PYTHON" "$HERE/yolo_boxes.py" >/dev/null 2>&1; then METHOD=hybrid; fi
+    echo "boxes by $METHOD"
+  elif [[ "$METHOD" != saliency ]] && ! "$PYTHON" -c 'import ultralytics' 2>/dev/null; then
+    [[ "$PYTHON" == "$ROOT/.venv/"* ]] ||
+      fail "--method $METHOD needs ultralytics in the active environment: pip install ultralytics (AGPL-3.0)"
+    echo "installing ultralytics (AGPL-3.0) into $ROOT/.venv"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check ultralytics || fail "pip could not install ultralytics"
+  fi
+}
+
+# make_boxes DATASET FILE [FLAGS]: makes the box file, and a picture of its first images.
+make_boxes() {
+  local dataset="$1" file="$2"
+  shift 2
+  step "make boxes"
+  choose_method
+  BOXES="${file}_$METHOD.json"
+  "$PYTHON" "$HERE/generate_cirr_boxes.py" --cirr-root "$dataset" --method "$METHOD" --output "$BOXES" "$@"
+  step "check boxes"
+  "$PYTHON" "$HERE/visualize_boxes.py" --cirr-root "$dataset" --box-file "$BOXES" --output "${BOXES%.json}.png"
+  step "check RoIAlign"
+  "$PYTHON" "$ROOT/roi_align_integration/tests/test_roi_align.py"
+}
+
 train() {
-  "$PYTHON" "$ROOT/src/blip_fine_tune_2.py" --dataset CIRR --output-folder "$ROOT/models" --save-best "$@"
+  "$PYTHON" "$ROOT/src/blip_fine_tune_2.py" --dataset CIRR --output-folder "$ROOT/models" --save-best \
+    --use-region-loss --box-file "$BOXES" "$@"
 }
 
 run_test() {
   check_data --no-download
   if [[ -z "$MISSING" ]]; then
+    make_boxes "$CIRR" "$DATA/cirr_trial_boxes_train" --max-triplets "$TRIAL_TRIPLETS"
     step "train and validate on CIRR, bounded"
     train --data-path "$CIRR" "${TRIAL_FLAGS[@]}"
     return
@@ -74,6 +108,7 @@ run_test() {
   printf 'not here:\n  %s\nso this run uses the demo dataset and the model tiny\n' "$MISSING"
   step "make the demo dataset"
   "$PYTHON" "$HERE/make_demo_dataset.py" --output "$DEMO"
+  make_boxes "$DEMO" "$DATA/demo_boxes_train"
   step "train and validate on the demo dataset"
   train --data-path "$DEMO" "${DEMO_FLAGS[@]}"
 }
@@ -81,6 +116,7 @@ run_test() {
 run_full() {
   check_data
   [[ -z "$MISSING" ]] || fail $'--full needs what is not here:\n  '"$MISSING"
+  make_boxes "$CIRR" "$DATA/cirr_boxes_train"
   step "train and validate on CIRR"
   train --data-path "$CIRR" --save-training
 }
@@ -94,25 +130,43 @@ main() {
   sprc_setup
   echo "python: $PYTHON"
   step "check data and weights"
-  "run_$1"
+  "run_$MODE"
   step "report"
-  printf 'done in %d s\nlog: %s\nmodels and metrics: %s\n' "$SECONDS" "$LOG" "$ROOT/models"
+  printf 'done in %d s\nlog: %s\nboxes: %s\npicture of boxes: %s\nmodels and metrics: %s\n' \
+    "$SECONDS" "$LOG" "$BOXES" "${BOXES%.json}.png" "$ROOT/models"
 }
 
-case "$*" in
-  --test | --full) ;;
-  --help | -h)
-    usage
-    exit 0
-    ;;
-  *)
-    [[ $# -eq 0 ]] || echo "error: unknown: $*; give one of --test, --full and --help" >&2
-    usage >&2
-    exit 2
-    ;;
-esac
+wrong_flags() {
+  echo "error: $1" >&2
+  usage >&2
+  exit 2
+}
+
+MODE=""
+METHOD=""
+FLAGS="$*"
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --test | --full)
+      [[ -z "$MODE" ]] || wrong_flags "unknown: $FLAGS; give one of --test and --full"
+      MODE="${1#--}"
+      ;;
+    --method)
+      METHOD="${2:-}"
+      [[ "$METHOD" =~ ^(yolo|saliency|hybrid)$ ]] || wrong_flags "--method is yolo, saliency or hybrid, not '$METHOD'"
+      shift
+      ;;
+    --help | -h)
+      usage
+      exit 0
+      ;;
+    *) wrong_flags "unknown: $FLAGS; give one of --test, --full and --help" ;;
+  esac
+  shift
+done
+[[ -n "$MODE" ]] || wrong_flags "give one of --test, --full and --help"
 mkdir -p "$DATA"
 LOG="$DATA/training_$(date +%Y-%m-%d_%H-%M-%S).log"
 export PYTHONUNBUFFERED=1 # both streams go through pipes: keep their lines in order
 # Standard output and errors each pass through a tee to where they belong; the status is main's (pipefail).
-{ { main "${1#--}" | tee -ai "$LOG" >&3; } 2>&1 | tee -ai "$LOG" >&2; } 3>&1
+{ { main | tee -ai "$LOG" >&3; } 2>&1 | tee -ai "$LOG" >&2; } 3>&1

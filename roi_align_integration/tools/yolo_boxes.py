@@ -1,0 +1,78 @@
+"""Boxes of objects by YOLO through ultralytics, which is optional. As a script: whether YOLO can be had here."""
+
+import os
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+from PIL import Image  # noqa: E402
+
+from lavis.common.errors import InputError  # noqa: E402
+from lavis.datasets.region_boxes import Region  # noqa: E402
+from utils import run_main  # noqa: E402
+
+DEFAULT_WEIGHTS = REPOSITORY / "models" / "yolo" / "yolov8n.pt"
+INSTALL = "pip install ultralytics (its licence is AGPL-3.0), or use --method saliency"
+
+
+def import_ultralytics():
+    """The package, told to load no pickled code and to install nothing. Raises InputError where it is not there."""
+    os.environ["ULTRALYTICS_SAFE_LOAD"], os.environ["YOLO_AUTOINSTALL"] = "true", "false"
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    try:
+        import ultralytics
+    except ImportError as error:
+        raise InputError(f"--method yolo and hybrid need ultralytics ({error}): {INSTALL}") from error
+    if not getattr(ultralytics.utils, "SAFE_LOAD", False):
+        raise InputError(
+            f"ultralytics {ultralytics.__version__} runs the code that a weight file holds: pip install -U ultralytics"
+        )
+    return ultralytics
+
+
+class Detector:
+    """A YOLO model. Raises InputError where ultralytics or the weight file is missing or refused."""
+
+    def __init__(self, weights: Path, device: str):
+        ultralytics = import_ultralytics()
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.model = ultralytics.YOLO(str(weights))  # downloads a published file that is not there
+        except Exception as error:  # ultralytics raises whatever its parts do; all of it means this file cannot be used
+            raise InputError(
+                f"YOLO weights {weights} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}): put"
+                f" yolov8n.pt there (https://github.com/ultralytics/assets/releases), or use --method saliency"
+            ) from error
+        self.device = None if device == "auto" else device
+
+    def detect(
+        self, images: list[Image.Image], confidence: float, min_area: float, max_boxes: int
+    ) -> list[list[Region]]:
+        """The objects of every image, largest first, with label and score; boxes in [0, 1] of the raw image."""
+        results = self.model.predict(images, conf=confidence, device=self.device, batch=len(images), verbose=False)
+        return [_regions(result, min_area, max_boxes) for result in results]
+
+
+def _regions(result, min_area: float, max_boxes: int) -> list[Region]:
+    found = result.boxes.cpu()
+    boxes, labels = found.xyxyn.clamp(0, 1).tolist(), [result.names[int(number)] for number in found.cls]
+    regions = [
+        Region(tuple(box), label, round(float(score), 4))
+        for box, label, score in zip(boxes, labels, found.conf, strict=True)
+        if (box[2] - box[0]) * (box[3] - box[1]) >= max(min_area, 1e-9)
+    ]
+    return sorted(regions, key=lambda r: -(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]))[:max_boxes]
+
+
+def main() -> None:
+    """Say that ultralytics and its weights are here. Raises InputError where they are not; downloads nothing."""
+    ultralytics = import_ultralytics()
+    if not DEFAULT_WEIGHTS.is_file():
+        raise InputError(f"no YOLO weights at {DEFAULT_WEIGHTS}")
+    print(f"ultralytics {ultralytics.__version__}, {DEFAULT_WEIGHTS}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,254 @@
+"""The tools that make boxes: what saliency finds, how a run goes on, what is said of broken images, YOLO for real."""
+
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+from demo_scenes import COLOURS
+from generate_boxes_example import main as make_example
+from generate_cirr_boxes import main as generate
+from PIL import Image
+from saliency_boxes import otsu_threshold, saliency_boxes, spectral_residual
+
+from lavis.common.errors import InputError
+from lavis.datasets.region_boxes import load_boxes
+
+
+def iou(a, b) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def share_found(found: dict, expected: dict) -> float:
+    """The share of expected boxes that a found one covers at an IoU of 0.5."""
+    hits = [
+        any(iou(region.box, other.box) >= 0.5 for other in found[name])
+        for name, regions in expected.items()
+        for region in regions
+    ]
+    return sum(hits) / len(hits)
+
+
+def run(tmp_path, *flags, name="boxes.json", workers="0"):
+    output = tmp_path / name
+    generate([*flags, "--output", str(output), "--num-workers", workers])
+    return load_boxes(output)
+
+
+def test_saliency_finds_most_objects_of_the_demo_dataset(demo, tmp_path):
+    found = run(tmp_path, "--cirr-root", str(demo))
+    share = share_found(found, load_boxes(demo / "boxes" / "cirr_boxes_train.json"))
+    print(f"objects found at IoU 0.5: {100 * share:.1f} %")
+    assert share > 0.9
+
+
+def test_saliency_on_photographs(shared, tmp_path):
+    found = run(tmp_path, "--images", str(shared / "photos" / "cards"))
+    share = share_found(found, load_boxes(shared / "photos" / "cards_boxes.json"))
+    print(f"cards found at IoU 0.5: {100 * share:.1f} %")
+    assert share > 0.4
+
+
+def test_saliency_is_quick_at_cirrs_size():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (375, 500, 3), dtype=np.uint8))
+    image.paste(COLOURS["red"], (100, 100, 220, 260))
+    start = time.perf_counter()
+    for _ in range(10):
+        found = saliency_boxes(image)
+    rate = 10 / (time.perf_counter() - start)
+    print(f"{rate:.0f} images a second")
+    assert rate > 10  # one core of a busy machine; the documents report the tool's own figure
+    assert iou(found[0].box, (0.2, 100 / 375, 0.44, 260 / 375)) > 0.8
+
+
+def test_limits_and_order(demo):
+    image = Image.new("RGB", (200, 100), "white")
+    for i, side in enumerate((10, 20, 30, 24)):
+        image.paste((200, 0, 40 * i), (10 + 48 * i, 30, 10 + 48 * i + side, 30 + side))
+    regions = saliency_boxes(image, min_area=0.01)
+    areas = [(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]) for r in regions]
+    assert len(regions) == 3
+    assert areas == sorted(areas, reverse=True)
+    assert len(saliency_boxes(image, min_area=0.01, max_boxes=2)) == 2
+    assert all(0 < region.score <= 1 for region in regions)
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("RGB", (50, 40), "grey"), Image.new("L", (1, 1)), Image.new("P", (3, 900))]
+)
+def test_plain_and_odd_images_have_no_box(image):
+    assert saliency_boxes(image) == []
+
+
+def test_the_residual_stands_out_where_the_image_does():
+    channel = np.random.default_rng(0).normal(0, 0.05, (48, 64))
+    channel[20:26, 30:36] += 1
+    row, column = np.unravel_index(spectral_residual(channel).argmax(), channel.shape)
+    assert 17 <= row <= 29
+    assert 27 <= column <= 39
+
+
+def test_otsu_parts_two_classes():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0.2, 0.02, 500), rng.normal(0.8, 0.02, 100)])
+    assert 0.25 < otsu_threshold(values) < 0.75
+    assert otsu_threshold(np.zeros(9)) >= 0
+
+
+def test_the_number_of_workers_changes_nothing(demo, tmp_path):
+    assert run(tmp_path, "--cirr-root", str(demo)) == run(
+        tmp_path, "--cirr-root", str(demo), name="other.json", workers="2"
+    )
+
+
+def test_all_splits_and_the_first_images(demo, tmp_path):
+    paths = generate(["--cirr-root", str(demo), "--all-splits", "--max-images", "4", "--output", str(tmp_path)])
+    assert [path.name for path in paths] == [f"cirr_boxes_{split}.json" for split in ("train", "val", "test1")]
+    assert all(len(load_boxes(path)) == 4 for path in paths)
+
+
+def test_the_images_of_the_first_triplets(demo, tmp_path):
+    found = run(tmp_path, "--cirr-root", str(demo), "--max-triplets", "2")
+    entries = json.loads((demo / "cirr" / "captions" / "cap.rc2.train.json").read_text())[:2]
+    assert set(found) == {entry[key] for entry in entries for key in ("reference", "target_hard")}
+    with pytest.raises(InputError, match="--split train"):
+        generate(["--cirr-root", str(demo), "--max-triplets", "2", "--split", "val"])
+
+
+def test_a_broken_image_is_reported_and_the_run_goes_on(demo_copy, tmp_path, capsys):
+    broken = next((demo_copy / "dev").iterdir())
+    broken.write_bytes(broken.read_bytes()[:60])
+    found = run(tmp_path, "--cirr-root", str(demo_copy), "--split", "val")
+    said = capsys.readouterr()
+    assert broken.stem not in found
+    assert len(found) == 17
+    assert f"image {broken.stem!r} at {broken} left out: " in said.err
+    assert re.search(r"left out, broken +1\n", said.out)
+
+
+def test_an_interrupted_run_goes_on(demo, tmp_path, monkeypatch, capsys):
+    import generate_cirr_boxes
+
+    original, seen = generate_cirr_boxes.boxes_of_file, []
+
+    def interrupted(path, **limits):
+        seen.append(path)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return original(path, **limits)
+
+    monkeypatch.setattr(generate_cirr_boxes, "boxes_of_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--cirr-root", str(demo))
+    progress = tmp_path / "boxes.json.progress"
+    with progress.open("a") as file:
+        file.write('{"name": "cut o')  # a line that was being written
+    assert not (tmp_path / "boxes.json").exists()
+    found = run(tmp_path, "--cirr-root", str(demo))
+    assert "5 of 24 images are done already" in capsys.readouterr().out
+    assert len(seen) == 6 + 19
+    assert not progress.exists()
+    monkeypatch.undo()
+    assert found == run(tmp_path, "--cirr-root", str(demo), name="whole.json")
+
+
+def test_a_finished_file_is_not_made_again_nor_overwritten(demo, tmp_path, capsys):
+    run(tmp_path, "--cirr-root", str(demo))
+    stamp = (tmp_path / "boxes.json").stat().st_mtime_ns
+    run(tmp_path, "--cirr-root", str(demo))
+    assert "is there, made in this way" in capsys.readouterr().out
+    assert (tmp_path / "boxes.json").stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match="--overwrite"):
+        run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1")
+    assert max(map(len, run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1", "--overwrite").values())) == 1
+
+
+def test_wrong_input_is_answered(tmp_path, demo):
+    for flags, part in (
+        (["--images", str(tmp_path / "none")], "no folder"),
+        (["--images", str(tmp_path)], "has no image"),
+        (["--cirr-root", str(tmp_path / "none")], "--data-path"),
+        (["--cirr-root", str(demo), "--confidence", "2"], "--confidence"),
+        (["--images", str(demo), "--all-splits"], "--all-splits"),
+    ):
+        with pytest.raises(InputError, match=part):
+            generate([*flags, "--output", str(tmp_path / "b.json")])
+    for suffix in ("png", "jpg"):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(InputError, match="share a name"):
+        generate(["--images", str(tmp_path), "--output", str(tmp_path / "b.json")])
+
+
+def test_example_boxes(demo, tmp_path):
+    flags = ["--cirr-root", str(demo), "--output", str(tmp_path / "b.json"), "--boxes", "2"]
+    make_example([*flags, "--kind", "random"])
+    first = load_boxes(tmp_path / "b.json")
+    assert len(first) == 24
+    assert all(len(regions) == 2 for regions in first.values())
+    make_example([*flags, "--kind", "random"])
+    assert load_boxes(tmp_path / "b.json") == first
+    make_example([*flags, "--kind", "grid"])
+    assert [r.box for r in load_boxes(tmp_path / "b.json")["train-0-0-img0"]] == [
+        (0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1)]  # fmt: skip
+    make_example([*flags, "--kind", "ground-truth"])
+    assert load_boxes(tmp_path / "b.json") == load_boxes(demo / "boxes" / "cirr_boxes_train.json")
+    (tmp_path / "cirr" / "image_splits").mkdir(parents=True)
+    (tmp_path / "cirr" / "image_splits" / "split.rc2.train.json").write_text('{"a": "./train/0/a.png"}')
+    with pytest.raises(InputError, match="no exact boxes"):
+        make_example(["--cirr-root", str(tmp_path), "--kind", "ground-truth"])
+
+
+# --- YOLO -------------------------------------------------------------------------------------------------------------
+
+
+def test_yolo_without_ultralytics_says_how_to_get_it(demo, monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(InputError, match="pip install ultralytics"):
+        run(tmp_path, "--cirr-root", str(demo), "--method", "yolo")
+
+
+@pytest.fixture
+def yolo_weights(tmp_path):
+    """A YOLO of random weights, saved as ultralytics saves; skips where it is not installed."""
+    pytest.importorskip("ultralytics", reason="ultralytics is not installed: pip install ultralytics")
+    from yolo_boxes import import_ultralytics
+
+    ultralytics = import_ultralytics()
+    model = ultralytics.YOLO("yolov8n.yaml")
+    model.save(str(tmp_path / "random.pt"))
+    return tmp_path / "random.pt"
+
+
+def test_yolo_for_real(demo, yolo_weights, tmp_path):
+    flags = ["--cirr-root", str(demo), "--yolo-weights", str(yolo_weights), "--device", "cpu", "--batch-size", "5"]
+    any_score = [*flags, "--confidence", "0", "--min-area", "0"]
+    found = run(tmp_path, *any_score, "--method", "yolo")
+    regions = [region for of_image in found.values() for region in of_image]
+    assert len(found) == 24
+    assert regions, "random weights score everything about equally: some boxes pass a confidence of 0"
+    assert all(region.label and 0 <= region.score <= 1 for region in regions)
+    nothing = run(tmp_path, *flags, "--confidence", "1", "--method", "yolo", name="none.json")
+    assert not any(nothing.values())
+    hybrid = run(tmp_path, *flags, "--confidence", "1", "--method", "hybrid", name="hybrid.json")
+    assert hybrid == run(tmp_path, "--cirr-root", str(demo), name="saliency.json")
+
+
+def test_a_pickle_is_refused(demo, yolo_weights, tmp_path):
+    import pickle
+
+    class Code:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(pickle.dumps({"model": Code()}))
+    with pytest.raises(InputError, match="cannot be used"):
+        run(tmp_path, "--cirr-root", str(demo), "--method", "yolo", "--yolo-weights", str(evil))
+    assert not (tmp_path / "ran").exists()
