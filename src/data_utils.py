@@ -105,8 +105,9 @@ class ImageDataset(Dataset):
     def load_regions(self, name: str) -> tuple[Tensor, Tensor, int]:
         """Image (3, S, S), its `max_regions` largest boxes (n, 4) in the input frame, and how many were dropped."""
         raw_boxes = [region.box for region in self.regions.get(name, ())]
-        moved = self.preprocess.move_boxes(raw_boxes, *self.get_image_size(name))
-        return self.load_image(name), moved.boxes[: self.max_regions], moved.dropped
+        with self._open(name) as image:
+            moved = self.preprocess.move_boxes(raw_boxes, *image.size)
+            return self.preprocess(image), moved.boxes[: self.max_regions], moved.dropped
 
     def get_image_size(self, name: str) -> tuple[int, int]:
         """(width, height) of the raw image, in pixels. Raises InputError as `load_image`, and for an unknown name."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,7 +32,7 @@ class Geometry:
         """(left, top) of the crop in the resized image, in pixels."""
         return tuple(round((side - self.dim) / 2) for side in self.resized)
 
-    def to_input(self, raw_boxes: Tensor, width: int, height: int) -> Tensor:
+    def to_input(self, raw_boxes: np.ndarray, width: int, height: int) -> np.ndarray:
         """Boxes (n, 4), xyxy in [0, 1] of a raw image of `width` x `height` -> the input frame, not clipped."""
         scale, shift = [], []
         for side, padding, resized, origin in zip(
@@ -40,7 +41,7 @@ class Geometry:
             factor = resized / (side + 2 * padding)  # input pixels for a raw pixel
             scale.append(side * factor / self.dim)
             shift.append((padding * factor - origin) / self.dim)
-        return raw_boxes * raw_boxes.new_tensor(scale * 2) + raw_boxes.new_tensor(shift * 2)
+        return raw_boxes * (scale * 2) + shift * 2
 
 
 def input_geometry(width: int, height: int, target_ratio: float, dim: int) -> Geometry:
@@ -100,14 +101,14 @@ class Preprocess:
 
         They are clipped to the input frame; one whose width or height is then under `SMALLEST_SIDE` pixels is dropped.
         """
-        raw = torch.as_tensor(raw_boxes, dtype=torch.float64).reshape(-1, 4)
+        raw = np.asarray(raw_boxes, dtype=np.float64).reshape(-1, 4)
         geometry = input_geometry(width, height, self.target_ratio, self.dim)
-        boxes = geometry.to_input(raw, width, height).clamp(0, 1)
+        boxes = geometry.to_input(raw, width, height).clip(0, 1)
         sides = boxes[:, 2:] - boxes[:, :2]
-        large = (sides * self.dim >= SMALLEST_SIDE).all(dim=1)
-        order = torch.argsort(sides.prod(dim=1), descending=True, stable=True)
+        large = (sides * self.dim >= SMALLEST_SIDE).all(axis=1)
+        order = np.argsort(-sides.prod(axis=1), kind="stable")
         kept = order[large[order]]
-        return InputBoxes(boxes[kept].float(), kept.tolist(), len(raw) - len(kept))
+        return InputBoxes(torch.from_numpy(boxes[kept].astype(np.float32)), kept.tolist(), len(raw) - len(kept))
 
 
 def targetpad_transform(target_ratio: float = 1.25, dim: int = 224) -> Preprocess:

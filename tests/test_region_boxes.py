@@ -122,7 +122,7 @@ def test_the_documented_example():
     """640 x 360 with targetpad 1.25: the whole image before clipping, as in the notes on the earlier port."""
     from preprocess import input_geometry
 
-    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    whole = np.array([[0.0, 0.0, 1.0, 1.0]])
     found = input_geometry(640, 360, 1.25, 224).to_input(whole, 640, 360)[0].tolist()
     assert found == pytest.approx([-0.125, 0.148, 1.125, 0.852], abs=2e-3)
     assert PIPELINES["targetpad"].move_boxes(whole, 640, 360).boxes[0].tolist() == pytest.approx(
@@ -142,14 +142,21 @@ def test_small_and_outside_boxes_are_dropped_and_counted():
 
 def test_the_share_of_real_regions_that_is_dropped(shared):
     """Over the real box file, at sizes that photographs have: its own images are not here."""
-    boxes = [region.box for regions in load_boxes(shared / "boxes" / "cirr_boxes_train.json").values()
-             for region in regions]  # fmt: skip
-    for name in ("targetpad", "squarepad"):
-        for width, height in ((500, 500), (500, 375), (375, 500), (640, 360), (360, 640), (1000, 400)):
-            dropped = PIPELINES[name].move_boxes(boxes, width, height).dropped
-            print(f"{name} {width}x{height}: {dropped} of {len(boxes)}, {100 * dropped / len(boxes):.2f} %")
-            assert 0 <= dropped < len(boxes) / 4
-    assert PIPELINES["squarepad"].move_boxes(boxes, 500, 500).dropped < len(boxes) / 50
+    from count_dropped_regions import main
+
+    shares = main(["--box-file", str(shared / "boxes" / "cirr_boxes_train.json")])
+    assert all(0 <= share < 5 for share in shares.values())
+    assert shares["squarepad", (500, 500)] < 0.1
+
+
+def test_dropped_regions_are_counted(tmp_path, capsys):
+    from count_dropped_regions import main
+
+    path = write(tmp_path / "b.json", {"a": [[0, 0, 1, 1], [0, 0, 0.01, 1]], "b": [[0, 0, 0.1, 0.1]]})
+    assert main(["--box-file", path, "--sizes", "224x224"])["targetpad", (224, 224)] == pytest.approx(100 / 3)
+    assert "3 boxes; dropped" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--box-file", path, "--sizes", "224"])
 
 
 # --- the dataset ------------------------------------------------------------------------------------------------------

@@ -40,6 +40,11 @@ class BoxSettings:
     max_boxes: int
     yolo_weights: str
 
+    def recipe(self) -> dict:
+        """The settings that the method reads."""
+        of_yolo = ("confidence", "yolo_weights") if self.method == "saliency" else ()
+        return {name: value for name, value in asdict(self).items() if name not in of_yolo}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -140,7 +145,7 @@ def folder_images(folder: Path) -> dict[str, Path]:
 def make_box_file(title: str, images: dict[str, Path], output: Path, settings: BoxSettings, detector, args) -> None:
     """Make one box file; goes on where an interrupted run stopped. Prints a table."""
     made, start = output.with_name(output.name + ".made"), time.perf_counter()
-    recipe = json.dumps(asdict(settings) | {"images": len(images)}, sort_keys=True)
+    recipe = json.dumps(settings.recipe() | {"images": len(images)}, sort_keys=True)
     if output.is_file() and made.is_file() and made.read_text(encoding="utf-8") == recipe:
         print(f"{output} is there, made in this way")
         return

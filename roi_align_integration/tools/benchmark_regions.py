@@ -1,0 +1,122 @@
+"""What regions cost: loading, forward pass and training step with and without them, measured side by side."""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
+
+from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--backbone", default="tiny", help="tiny, pretrain, pretrain_vitL; always of random weights")
+    parser.add_argument("--region-objective", choices=("pairs", "tokens", "query"), default="tokens", help="which loss")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="triplets in a step")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=15, help="of each measurement, in turn with and without"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Print the medians and the median of the ratios of neighbours; returns the ratios."""
+    args = build_parser().parse_args(argv)
+    import torch
+
+    from engine import choose_runtime
+
+    runtime = choose_runtime(args.device)
+    model = build_model(args.backbone, args.region_objective, runtime.device)
+    print(f"{args.backbone}, {args.region_objective}, batch {args.batch_size}, {runtime.device}, {torch.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = DemoSettings(96, args.batch_size, val_images=6, val_triplets=2, test_images=6, test_triplets=2)
+        make_demo_dataset(Path(folder), settings)
+        loaders = [loading(Path(folder), args.batch_size, model, boxes) for boxes in (False, True)]
+        named = measurements(model, loaders, runtime).items()
+        return {name: report(name, measure, args.repeats, runtime.device) for name, measure in named}
+
+
+def build_model(backbone: str, objective: str, device):
+    """A model with random weights and the small vocabulary."""
+    sys.path.insert(0, str(REPOSITORY / "roi_align_integration" / "tests"))
+    from test_roi_align import build_model as build
+
+    model = build(backbone, str(device)).train()
+    model.region_objective = objective
+    return model
+
+
+def loading(folder: Path, batch_size: int, model, with_boxes: bool) -> Callable[[], dict]:
+    """The function that loads one batch, in this process."""
+    from data_utils import CIRRDataset, TrainingTriplets, collate_fn
+    from preprocess import targetpad_transform
+
+    box_file = folder / "boxes" / "cirr_boxes_train.json" if with_boxes else None
+    preprocess = targetpad_transform(dim=model.config.vision.image_size)
+    triplets = TrainingTriplets(CIRRDataset("train", "relative", preprocess, box_file, folder))
+    return lambda: collate_fn([triplets[i] for i in range(batch_size)])
+
+
+def measurements(model, loaders: list, runtime) -> dict[str, Callable[[bool], None]]:
+    """Name -> a function that does the thing once, without or with regions."""
+    import torch
+
+    from training_run import sample_maker
+
+    make_samples = sample_maker(str, list, runtime.device)
+    samples = [make_samples(load()) for load in loaders]
+    parameters = [p for n, p in model.named_parameters() if not n.startswith("visual_encoder.")]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+
+    def forward(regions: bool):
+        model.use_region_loss = regions
+        with runtime.autocast():
+            return model(samples[regions])
+
+    def evaluate(regions: bool) -> None:
+        with torch.no_grad():
+            forward(regions)
+
+    def train(regions: bool) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        sum(forward(regions).values()).backward()
+        optimizer.step()
+
+    return {"loading": lambda regions: loaders[regions](), "forward": evaluate, "training step": train}
+
+
+def report(name: str, measure: Callable[[bool], None], repeats: int, device) -> float:
+    """Measure in turn without and with regions; the ratio is the median of those of neighbours."""
+    seconds: list[list[float]] = [[], []]
+    for turn in range(repeats + 1):
+        for regions in (False, True):
+            start = time.perf_counter()
+            measure(regions)
+            wait_for(device)
+            if turn:  # the first turn warms up
+                seconds[regions].append(time.perf_counter() - start)
+    ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
+    without, with_regions = (1000 * statistics.median(times) for times in seconds)
+    print(f"  {name:<14} {without:8.1f} ms without, {with_regions:8.1f} ms with regions: {100 * (ratio - 1):+.1f} %")
+    return ratio
+
+
+def wait_for(device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    run_main(main)
