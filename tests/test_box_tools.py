@@ -203,6 +203,15 @@ def test_example_boxes(demo, tmp_path):
         make_example(["--cirr-root", str(tmp_path), "--kind", "ground-truth"])
 
 
+def test_what_regions_cost_is_measured(capsys):
+    from benchmark_regions import main as benchmark
+
+    ratios = benchmark(["--batch-size", "2", "--repeats", "1", "--device", "cpu"])
+    assert list(ratios) == ["loading", "forward", "training step"]
+    assert all(ratio > 0 for ratio in ratios.values())
+    assert "with regions" in capsys.readouterr().out
+
+
 # --- YOLO -------------------------------------------------------------------------------------------------------------
 
 
