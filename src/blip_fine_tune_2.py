@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from train_config import REGION_WEIGHTS, TrainConfig, find_preset
+from train_config import REGION_WEIGHTS, TrainConfig
 from utils import HelpFormatter, run_main
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_region_flags(parser.add_argument_group("regions"))
     _add_output_flags(parser.add_argument_group("validation and output"))
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name != "dataset"})
+    parser.set_defaults(resume=None)
     return parser
 
 
@@ -92,13 +93,40 @@ def _add_output_flags(group) -> None:
     group.add_argument("--save-best", action="store_true", help="keep the best epoch's model")
     group.add_argument("--save-memory", action="store_true", help="keep the gallery's features in CPU memory")
     group.add_argument("--memory-mib", type=float, help="bound on the ranking's temporary memory, in MiB")
+    group.add_argument(
+        "--save-every", metavar="N|Nm|epoch", help="save the state of the run every N steps, N minutes, or epoch"
+    )
+    group.add_argument(
+        "--resume",
+        metavar="RUN|auto",
+        help="go on with the run in this folder; auto: with the last one in --output-folder, anew where there is none",
+    )
     group.add_argument("--output-folder", type=Path, help="where the run's folder is made")
 
 
-def parse_config(argv: list[str] | None = None) -> TrainConfig:
-    config = TrainConfig(**vars(build_parser().parse_args(argv)))
-    find_preset(config.dataset)  # an unknown dataset is said before anything heavy is imported
-    return config
+def parse_config(argv: list[str] | None = None) -> tuple[TrainConfig, Path | None]:
+    """The configuration, and the folder of the run to go on with, if any.
+
+    A run that goes on keeps its settings; a flag that is given and differs is an error, but for `FREE_TO_CHANGE`.
+    """
+    settings = vars(build_parser().parse_args(argv))
+    resume = settings.pop("resume")
+    config = TrainConfig(**settings)
+    if resume is None:
+        return config, None
+    from resume import find_run, resumed_config  # heavy: torch
+
+    run_folder = find_run(resume, config)
+    return (config, None) if run_folder is None else (resumed_config(run_folder, given_flags(argv)), run_folder)
+
+
+def given_flags(argv: list[str] | None) -> dict:
+    """The settings whose flags stand on the command line."""
+    parser = build_parser()
+    parser._defaults.clear()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return {name: value for name, value in vars(parser.parse_args(argv)).items() if name != "resume"}
 
 
 def main(argv: list[str] | None = None):
@@ -106,12 +134,12 @@ def main(argv: list[str] | None = None):
 
     Raises InputError where a flag, a file or an entry is wrong, before training starts where it can be known.
     """
-    config = parse_config(argv)
+    config, resumed = parse_config(argv)
     from training_run import run_training  # heavy: torch, timm, transformers
 
     if config.loss_itm != DEFAULTS["loss_itm"]:
         print("note: blip2_cir_align_prompt has no image-text matching loss; --loss-itm changes nothing")
-    return run_training(config)
+    return run_training(config, resumed)
 
 
 if __name__ == "__main__":

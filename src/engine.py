@@ -1,12 +1,13 @@
 """Training and evaluation. This loop knows no model and no dataset by name: losses, weights and metrics have names."""
 
 import csv
+import io
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,12 @@ from tqdm import tqdm
 
 from data_utils import collate_fn
 from lavis.common.errors import InputError
+from lavis.common.files import write_atomically
 from lavis.models.checkpoint import save_model
 from retrieval_task import RetrievalTask, Validation
-from train_config import LAST_FILE, TrainConfig
+from stop_signals import StopSignals
+from train_config import LAST_FILE, TrainConfig, save_interval
+from training_state import Best, Progress, restore, save_state
 from validate_blip import gallery_scores
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -62,17 +66,17 @@ def derived_seed(seed: int, epoch: int) -> int:
 
 
 class EpochSampler(Sampler[int]):
-    """A shuffled order that depends on (seed, epoch) alone, not on workers or on what ran before."""
+    """A shuffled order that depends on (seed, epoch) alone, not on workers or on what ran before; `start` are done."""
 
     def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length, self.seed, self.epoch, self.start = length, seed, 0, 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+        return iter(torch.randperm(self.length, generator=generator).tolist()[self.start :])
 
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device, **options) -> DataLoader:
@@ -124,29 +128,21 @@ class Optimization:
     def learning_rate(self) -> float:
         return self.scheduler.get_last_lr()[0]
 
+    def state_dict(self) -> dict:
+        return {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave; the schedule keeps its own length, which more epochs may have changed."""
+        planned = {name: self.scheduler.state_dict()[name] for name in ("total_steps", "_schedule_phases")}
+        for name, part in state.items():
+            getattr(self, name).load_state_dict(part | planned if name == "scheduler" else part)
+
     def step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-
-
-@dataclass
-class LossMeter:
-    """Sums of named losses, kept on their device: reading them is what waits for the GPU."""
-
-    sums: dict[str, Tensor | float] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, values: dict[str, Tensor | float]) -> None:
-        for name, value in values.items():
-            value = value.detach().double() if isinstance(value, Tensor) else value
-            self.sums[name] = self.sums.get(name, 0) + value
-        self.count += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.count for name, total in self.sums.items()}
 
 
 def train_one_epoch(
@@ -156,30 +152,37 @@ def train_one_epoch(
     optimization: Optimization,
     config: TrainConfig,
     runtime: Runtime,
-    epoch: int,
+    progress: Progress,
+    after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One pass over the loader -> the mean of every loss. Raises InputError where the training cannot go on.
+    """The rest of an epoch -> the mean of every loss over all of it.
 
     `make_samples` maps a batch of the loader to the model's `samples`; numbers under `statistics` in them are averaged
-    and reported beside the losses.
+    and reported beside the losses. `after_step` is called whenever `progress` says what has been done.
+    Raises InputError where the training cannot go on.
     """
-    loader.sampler.epoch = epoch
-    torch.manual_seed(derived_seed(config.seed, epoch))
+    epoch, first, meter = progress.epoch, progress.step, progress.meter
+    loader.sampler.epoch, loader.sampler.start = epoch, first * loader.batch_size
+    if first == 0:
+        torch.manual_seed(derived_seed(config.seed, epoch))
     model.train()
-    meter, start = LossMeter(), time.perf_counter()
-    with tqdm(loader, desc=f"epoch {epoch}", dynamic_ncols=True) as bar:
-        for step, batch in enumerate(bar):
+    start, length = time.perf_counter(), len(loader)
+    with tqdm(loader, desc=f"epoch {epoch}", initial=first, total=length, dynamic_ncols=True) as bar:
+        for step, batch in enumerate(bar, start=first):
             samples = make_samples(batch)
             with runtime.autocast():
                 losses = model(samples)
-            progress = (epoch + step / len(loader)) / config.num_epochs
-            optimization.step(total_loss(losses, config.loss_weights(progress)))
+            weights = config.loss_weights((epoch + step / length) / config.num_epochs)
+            optimization.step(total_loss(losses, weights))
             meter.add(losses | samples.get("statistics", {}))
-            if step % STEPS_PER_REPORT == 0 or step == len(loader) - 1:
+            progress.step = step + 1
+            if step % STEPS_PER_REPORT == 0 or step == length - 1:
                 means = meter.means()
                 check_health(model, means, epoch, step)
-                speed = (step + 1) * loader.batch_size * 2 / (time.perf_counter() - start)  # a triplet has two images
+                images = (step + 1 - first) * loader.batch_size * 2  # a triplet has two
+                speed = images / (time.perf_counter() - start)
                 bar.set_postfix(bar_numbers(means, model, optimization.learning_rate, speed))
+            after_step()
     return meter.means()
 
 
@@ -247,20 +250,27 @@ def evaluate(model: nn.Module, validation: Validation, config: TrainConfig, runt
     return validation.summary({n: task.metrics(score_queries(model, task, config, runtime)) for n, task in tasks})
 
 
-@dataclass
-class Best:
-    """The best epoch so far, by the monitored metric; of equal ones the first."""
+class Saver:
+    """Saves the state of a run behind each epoch's steps, among them as `--save-every` says, and for a signal."""
 
-    monitor: str
-    epoch: int = -1
-    metrics: dict[str, float] = field(default_factory=dict)
+    def __init__(self, run_folder: Path, config: TrainConfig, signals: StopSignals, write: Callable[[], None]):
+        self.run_folder, self.signals, self.write = run_folder, signals, write
+        self.steps, self.seconds = save_interval(config.save_every)
+        self.since, self.last = 0, time.monotonic()
 
-    def update(self, epoch: int, metrics: dict[str, float]) -> bool:
-        """Whether `metrics` are better than all before."""
-        if self.metrics and metrics[self.monitor] <= self.metrics[self.monitor]:
-            return False
-        self.epoch, self.metrics = epoch, metrics
-        return True
+    def after_step(self) -> None:
+        self.since += 1
+        due = (self.steps and self.since >= self.steps) or (
+            self.seconds and time.monotonic() - self.last >= self.seconds
+        )
+        if due or self.signals.number is not None:
+            self.save()
+
+    def save(self) -> None:
+        """Save, and then stop where a signal has asked for it."""
+        self.write()
+        self.since, self.last = 0, time.monotonic()
+        self.signals.raise_if_asked(f"saved; go on with --resume {self.run_folder}")
 
 
 def fit(
@@ -271,26 +281,54 @@ def fit(
     config: TrainConfig,
     runtime: Runtime,
     run_folder: Path,
+    state: dict | None = None,
 ) -> Best:
-    """Train for `config.num_epochs` and validate; metrics go to CSV files in `run_folder`, checkpoints as asked for."""
+    """Train for `config.num_epochs` and validate; metrics go to CSV files in `run_folder`, checkpoints as asked for.
+
+    `state` is what `training_state.read_state` has found of a run that goes on. Raises `Stopped` where a signal asks.
+    """
     loader = make_train_loader(train_set, config, runtime.device)
     optimization = Optimization(model, config, len(loader), runtime)
-    best = Best(config.preset.monitor)
-    saved = run_folder / "saved_models"
-    for epoch in range(config.num_epochs):
-        means = train_one_epoch(model, loader, make_samples, optimization, config, runtime, epoch)
-        append_csv(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
-        if config.save_training:
-            save_model(model, epoch, saved / LAST_FILE)
-        print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
-        if epoch % config.validation_frequency:
-            continue
-        metrics = evaluate(model, validation, config, runtime)
-        append_csv(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
-        print(f"epoch {epoch}: {_short(metrics)}", flush=True)
-        if best.update(epoch, metrics) and config.save_best:
-            save_model(model, epoch, saved / config.preset.best_file)
-    return best
+    progress = Progress(Best(config.preset.monitor))
+    if state is not None:
+        progress = restore(state, run_folder, model, optimization)
+    with StopSignals() as signals:
+        saver = Saver(
+            run_folder, config, signals, lambda: save_state(run_folder, model, optimization, progress, config)
+        )
+        while progress.epoch < config.num_epochs:
+            if progress.step < len(loader):
+                train_one_epoch(model, loader, make_samples, optimization, config, runtime, progress, saver.after_step)
+                saver.save()
+            signals.at_once = True  # all that follows can be done again from what was saved
+            finish_epoch(model, validation, config, runtime, run_folder, progress)
+            signals.at_once = False
+            progress.next_epoch()
+        saver.save()
+    return progress.best
+
+
+def finish_epoch(
+    model: nn.Module,
+    validation: Validation,
+    config: TrainConfig,
+    runtime: Runtime,
+    run_folder: Path,
+    progress: Progress,
+) -> None:
+    """Write an epoch's row, validate, and save the models that are asked for."""
+    epoch, means, saved = progress.epoch, progress.meter.means(), run_folder / "saved_models"
+    append_csv(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
+    if config.save_training:
+        save_model(model, epoch, saved / LAST_FILE)
+    print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
+    if epoch % config.validation_frequency:
+        return
+    metrics = evaluate(model, validation, config, runtime)
+    append_csv(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
+    print(f"epoch {epoch}: {_short(metrics)}", flush=True)
+    if progress.best.update(epoch, metrics) and config.save_best:
+        save_model(model, epoch, saved / config.preset.best_file)
 
 
 def _short(values: dict[str, float]) -> str:
@@ -298,11 +336,11 @@ def _short(values: dict[str, float]) -> str:
 
 
 def append_csv(path: Path, row: dict[str, float]) -> None:
-    """Append one row; the header comes with the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    """Append one row, so that the file is whole at any moment; the header comes with the first."""
+    text = path.read_bytes().decode("utf-8") if path.is_file() else ""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(row))
+    if not text:
+        writer.writeheader()
+    writer.writerow(row)
+    write_atomically(path, text + buffer.getvalue())

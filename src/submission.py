@@ -1,11 +1,11 @@
 """The two files that the CIRR test server takes: build them, check them, write them. Pure functions of names."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lavis.common.errors import InputError
+from lavis.common.files import write_atomically
 
 VERSION = "rc2"
 # Metric of the server -> how many names every pair gets.
@@ -116,13 +116,7 @@ def write_submission(path: Path, submission: Mapping) -> None:
     Raises:
         OSError: the file cannot be written, or does not hold what was written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(submission, file, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(submission, sort_keys=True))
     if read_submission(path) != submission:
         raise OSError(f"{path} does not hold the submission that was written to it: check the disk")
 

@@ -69,6 +69,9 @@ class RegionWeight:
 REGION_WEIGHTS = {"pairs": RegionWeight(0.1), "tokens": RegionWeight(0.5, 0.5), "query": RegionWeight(0.5, 0.5)}
 
 LAST_FILE = "tuned_clip_last.pt"
+STATE_FILE = "training_state.pt"
+# What may differ between a run and its continuation: how far it goes, where things lie, and what changes no number.
+FREE_TO_CHANGE = ("num_epochs", "data_path", "weights", "box_file", "output_folder", "num_workers", "save_every")
 
 
 def find_preset(dataset: str) -> Preset:
@@ -76,6 +79,23 @@ def find_preset(dataset: str) -> Preset:
     if dataset.lower() in PRESETS:
         return PRESETS[dataset.lower()]
     raise InputError(f"dataset {dataset!r} is not one that this version trains on: use --dataset CIRR or FashionIQ")
+
+
+def save_interval(text: str) -> tuple[int, float]:
+    """`epoch`, a number of steps, or minutes as `15m` -> (steps, seconds) between saves; 0, 0 for none in an epoch.
+
+    Raises InputError for anything else.
+    """
+    if text == "epoch":
+        return 0, 0.0
+    minutes = text.endswith("m")
+    try:
+        value = float(text.removesuffix("m")) if minutes else int(text)
+    except ValueError:
+        value = 0
+    if not value > 0:
+        raise InputError(f"--save-every is epoch, a number of steps, or minutes as 15m, not {text!r}")
+    return (0, 60 * value) if minutes else (value, 0.0)
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,7 @@ class TrainConfig:
     save_training: bool = False
     save_best: bool = False
     save_memory: bool = False
+    save_every: str = "epoch"
     output_folder: Path = REPOSITORY / "models"
 
     def __post_init__(self):
@@ -129,6 +150,7 @@ class TrainConfig:
         if self.num_workers < 0 or (self.max_triplets is not None and self.max_triplets < 1):
             raise InputError("--num-workers must be at least 0 and --max-triplets at least 1")
         self._check_regions()
+        save_interval(self.save_every)
         if self.gallery not in (("split", "captions") if self.preset.tag == "fiq" else ("split",)):
             raise InputError(f"--gallery {self.gallery} is for FashionIQ, which has split and captions; CIRR has split")
 

@@ -19,11 +19,16 @@ from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
 from preprocess import build_preprocess
 from train_config import LAST_FILE, TrainConfig
+from training_state import Best, read_state
 from utils import write_atomically
 
 
-def run_training(config: TrainConfig) -> engine.Best:
-    """Build everything, train, print the table. Data is checked before the model is loaded."""
+def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
+    """Build everything, train, print the table; `resumed` is the folder of a run to go on with.
+
+    Data is checked before the model is loaded.
+    """
+    state = None if resumed is None else read_state(resumed)
     runtime = engine.choose_runtime(config.device, config.precision)
     size = load_config(config.backbone).vision.image_size
     preprocess = build_preprocess(config.transform, config.target_ratio, size)
@@ -39,14 +44,14 @@ def run_training(config: TrainConfig) -> engine.Best:
         region_objective=config.region_objective,
     )
     validation = make_validation(config, galleries, txt_processors["eval"])
-    run_folder = make_run_folder(config)
+    run_folder = resumed or make_run_folder(config)
     write_hyperparameters(config, runtime, run_folder)
     print(f"{len(train_set)} triplets; {validation}; {runtime.device}; run {run_folder}", flush=True)
     triplets = TrainingTriplets(train_set)
     if config.max_triplets is not None:
         triplets = Subset(triplets, range(min(config.max_triplets, len(triplets))))
     make_samples = sample_maker(txt_processors["train"], training_sentences(config), runtime.device)
-    best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder)
+    best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
     print(final_table(best, config, run_folder), flush=True)
     return best
 
@@ -93,7 +98,7 @@ def write_hyperparameters(config: TrainConfig, runtime: engine.Runtime, run_fold
     write_atomically(run_folder / "training_hyperparameters.json", json.dumps(settings, indent=2, default=str))
 
 
-def final_table(best: engine.Best, config: TrainConfig, run_folder: Path) -> str:
+def final_table(best: Best, config: TrainConfig, run_folder: Path) -> str:
     """Best epoch, its metrics, and where the files are."""
     width = max(map(len, best.metrics))
     lines = [f"best epoch {best.epoch}, by {best.monitor}; ranked: {config.protocol}:"]

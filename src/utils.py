@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically as write_atomically
+from stop_signals import Stopped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,6 +28,9 @@ def run_main(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -5,7 +5,6 @@ be read is in `FORMATS`, one line a format; names are translated in `weight_name
 """
 
 import json
-import os
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lavis.common.errors import InputError
+from lavis.common.files import atomic_writer
 from lavis.models.weight_names import POSITION_IDS, from_hub
 
 State = dict[str, Tensor]
@@ -288,13 +288,8 @@ def restore_buffers(model: nn.Module) -> None:
 
 def save_model(model: nn.Module, epoch: int, path: Path) -> None:
     """Write `{"epoch", class name: state to save}` to `path`; a file there is replaced only once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with atomic_writer(path) as file:
         torch.save({"epoch": epoch, type(model).__name__: state_to_save(model)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def state_to_save(model: nn.Module) -> State:

@@ -1,0 +1,48 @@
+"""Which run goes on, and with which settings."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from lavis.common.errors import InputError
+from train_config import FREE_TO_CHANGE, STATE_FILE, TrainConfig
+from training_state import read_state
+
+PATHS = ("data_path", "box_file", "output_folder")
+
+
+def find_run(resume: str, config: TrainConfig) -> Path | None:
+    """The folder of the run: `resume` itself, or for `auto` the one saved last; None where `auto` finds none.
+
+    Raises InputError where the folder holds no run.
+    """
+    if resume != "auto":
+        folder = Path(resume)
+        if not (folder / STATE_FILE).is_file():
+            raise InputError(f"--resume {folder}: there is no {STATE_FILE}; give the folder of a run that had begun")
+        return folder
+    pattern = f"clip_finetuned_on_{config.preset.tag}_{config.blip_model_name}_*/{STATE_FILE}"
+    states = sorted(config.output_folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    return states[-1].parent if states else None
+
+
+def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
+    """The settings of a run, with those of `given` that may change.
+
+    Raises InputError that names every other flag of `given` whose value is not the run's.
+    """
+    saved = read_state(run_folder)["config"]
+    saved |= {name: Path(saved[name]) for name in PATHS if saved.get(name) is not None}
+    known = {field.name for field in fields(TrainConfig)}
+    if set(saved) != known:
+        raise InputError(f"{run_folder} was made by another version of this project: it cannot go on here")
+    changed = [name for name in given if name not in FREE_TO_CHANGE and not _same(name, given[name], saved[name])]
+    if changed:
+        flags = ", ".join(f"--{name.replace('_', '-')} {given[name]} (the run: {saved[name]})" for name in changed)
+        raise InputError(f"--resume {run_folder}: {flags}: leave out what differs, or start another run")
+    return TrainConfig(**saved | {name: value for name, value in given.items() if name in FREE_TO_CHANGE})
+
+
+def _same(name: str, value, saved) -> bool:
+    if name == "dataset":
+        return value.lower() == saved.lower()
+    return value == saved

@@ -1,0 +1,52 @@
+"""SIGTERM and Ctrl-C as a wish to stop at the next whole step, where everything can be saved."""
+
+import signal
+import threading
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """The run has stopped as a signal asked. `status` is what a shell expects: 128 + the signal's number."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.status = 128 + number
+
+
+class StopSignals:
+    """While this context lasts, the first SIGTERM or SIGINT is kept in `number`; a second one acts at once.
+
+    With `at_once` set, where there is nothing to finish, the first one raises `Stopped` from wherever it comes.
+    Outside of the main thread, where Python allows no handlers, signals act as ever.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self.at_once = False
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_unused) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._give_back()
+        if self.at_once:
+            self.raise_if_asked("what was saved before stays as it is")
+
+    def raise_if_asked(self, saved: str) -> None:
+        """Raise `Stopped` where a signal has come; `saved` says what is on the disk."""
+        if self.number is not None:
+            raise Stopped(self.number, f"stopped by {signal.Signals(self.number).name}; {saved}")

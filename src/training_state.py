@@ -1,0 +1,153 @@
+"""A training run on disk: everything that the next step depends on, so that a resumed run ends as one never stopped."""
+
+import hashlib
+import pickle
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lavis.common.errors import InputError
+from lavis.common.files import atomic_writer, write_atomically
+from train_config import STATE_FILE, TrainConfig
+
+FROZEN = "visual_encoder."
+CSV_FILES = ("train_metrics.csv", "validation_metrics.csv")
+
+
+@dataclass
+class LossMeter:
+    """Sums of named losses, kept on their device: reading them is what waits for the GPU."""
+
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, Tensor | float]) -> None:
+        for name, value in values.items():
+            value = value.detach().double() if isinstance(value, Tensor) else value
+            self.sums[name] = self.sums.get(name, 0) + value
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.count for name, total in self.sums.items()}
+
+
+@dataclass
+class Best:
+    """The best epoch so far, by the monitored metric; of equal ones the first."""
+
+    monitor: str
+    epoch: int = -1
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def update(self, epoch: int, metrics: dict[str, float]) -> bool:
+        """Whether `metrics` are better than all before."""
+        if self.metrics and metrics[self.monitor] <= self.metrics[self.monitor]:
+            return False
+        self.epoch, self.metrics = epoch, metrics
+        return True
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `step` steps of `epoch` are done, whose losses are in `meter`."""
+
+    best: Best
+    epoch: int = 0
+    step: int = 0
+    meter: LossMeter = field(default_factory=LossMeter)
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.meter = self.epoch + 1, 0, LossMeter()
+
+
+def save_state(run_folder: Path, model: nn.Module, optimization, progress: Progress, config: TrainConfig) -> None:
+    """Write `STATE_FILE`; the one before it stays until this one is whole on the disk."""
+    state = {
+        "config": {name: _plain(value) for name, value in asdict(config).items()},
+        "frozen": frozen_fingerprint(model),
+        "model": {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)},
+        "optimization": optimization.state_dict(),
+        "random": random_state(),
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "sums": {name: float(total) for name, total in progress.meter.sums.items()},
+        "count": progress.meter.count,
+        "best": asdict(progress.best),
+        "csv": {name: _text(run_folder / name) for name in CSV_FILES},
+    }
+    with atomic_writer(run_folder / STATE_FILE) as file:
+        torch.save(state, file)
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+def _text(path: Path) -> str | None:
+    return path.read_bytes().decode("utf-8") if path.is_file() else None
+
+
+def read_state(run_folder: Path) -> dict:
+    """The state of a run. Raises InputError where there is none, or it is damaged."""
+    path = run_folder / STATE_FILE
+    if not path.is_file():
+        raise InputError(f"no {STATE_FILE} in {run_folder}: give the folder of a run of this version that had begun")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): the run cannot go on") from error
+
+
+def restore(state: dict, run_folder: Path, model: nn.Module, optimization) -> Progress:
+    """Bring model, optimizer, schedule, random states and CSV files back to where `state` was saved.
+
+    Raises InputError where the frozen ViT is not the one of the run.
+    """
+    if state["frozen"] != frozen_fingerprint(model):
+        raise InputError(f"the ViT's weights are not those that {run_folder} was trained with: give the same --weights")
+    frozen = {name: value for name, value in model.state_dict().items() if name.startswith(FROZEN)}
+    model.load_state_dict(state["model"] | frozen)
+    optimization.load_state_dict(state["optimization"])
+    for name, text in state["csv"].items():
+        if text is None:
+            (run_folder / name).unlink(missing_ok=True)
+        else:
+            write_atomically(run_folder / name, text)
+    set_random_state(state["random"])
+    return Progress(Best(**state["best"]), state["epoch"], state["step"], LossMeter(state["sums"], state["count"]))
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the frozen ViT, which is not saved with a run: it never changes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith(FROZEN):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def random_state() -> dict:
+    """Every generator's state, in types that load without running pickled code."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def set_random_state(state: dict) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

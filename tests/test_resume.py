@@ -1,0 +1,273 @@
+"""A run that was killed, stopped or struck by a fault ends, resumed, as one that was never stopped: to the last bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import blip_fine_tune_2
+from lavis.common import files
+from lavis.common.errors import InputError
+from stop_signals import Stopped, StopSignals
+from train_config import STATE_FILE, TrainConfig, save_interval
+from training_state import random_state, read_state, set_random_state
+
+SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
+COMPARED = ("train_metrics.csv", "validation_metrics.csv", "saved_models/tuned_clip_last.pt",
+            "saved_models/tuned_clip_arithmetic.pt")  # fmt: skip
+
+
+def flags(demo, small_yaml, output, *more) -> list[str]:
+    settings = {"--dataset": "CIRR", "--data-path": demo, "--backbone": small_yaml, "--output-folder": output,
+                "--batch-size": 8, "--num-epochs": 2, "--learning-rate": "1e-3", "--num-workers": 0,
+                "--device": "cpu", "--save-every": 1}  # fmt: skip
+    words = [str(word) for pair in settings.items() for word in pair]
+    return [*words, "--save-best", "--save-training", *map(str, more)]
+
+
+def run_folder(output: Path) -> Path:
+    (folder,) = output.iterdir()
+    return folder
+
+
+def assert_same(first: Path, second: Path) -> None:
+    for name in COMPARED:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert not list(second.rglob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def whole(demo, small_yaml, tmp_path_factory) -> Path:
+    """A run that nothing stopped."""
+    output = tmp_path_factory.mktemp("whole")
+    blip_fine_tune_2.main(flags(demo, small_yaml, output))
+    return run_folder(output)
+
+
+class Fault(OSError):
+    """What the test lets a disk do."""
+
+
+def fail_at(monkeypatch, name: str, number: int) -> list[int]:
+    """Let the `number`-th call of `os.<name>` by the project's writer fail; returns the list of calls so far."""
+    calls, original = [], getattr(os, name)
+
+    def call(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            raise Fault(f"{name} number {number}")
+        return original(*arguments)
+
+    monkeypatch.setattr(files.os, name, call)
+    return calls
+
+
+def struck_and_resumed(demo, small_yaml, output, monkeypatch, name: str, number: int) -> bool:
+    """Run until the fault, then go on without one; False where the run ended before it came."""
+    with monkeypatch.context() as patched:
+        fail_at(patched, name, number)
+        try:
+            blip_fine_tune_2.main(flags(demo, small_yaml, output))
+            return False
+        except Fault:
+            pass
+    folders = list(output.iterdir())
+    has_state = bool(folders) and (folders[0] / STATE_FILE).is_file()
+    torch.manual_seed(torch.seed())
+    if has_state:
+        blip_fine_tune_2.main(["--dataset", "cirr", "--resume", str(folders[0])])
+    return True
+
+
+@pytest.mark.parametrize(("name", "number"), [("replace", 3), ("replace", 8), ("fsync", 6), ("fsync", 17)])
+def test_a_fault_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, name, number):
+    assert struck_and_resumed(demo, small_yaml, tmp_path, monkeypatch, name, number)
+    assert_same(whole, run_folder(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+def test_a_fault_anywhere_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, name):
+    number = 0
+    while True:
+        number += 1
+        output = tmp_path / str(number)
+        output.mkdir()
+        if not struck_and_resumed(demo, small_yaml, output, monkeypatch, name, number):
+            break
+        if list(output.iterdir()) and (run_folder(output) / STATE_FILE).is_file():
+            assert_same(whole, run_folder(output))
+    print(f"{name}: a fault at each of {number - 1} calls")
+    assert number > 20
+
+
+def test_a_write_that_breaks_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_atomically(path, "old")
+    with pytest.raises(Fault), files.atomic_writer(path) as file:
+        file.write(b"half")
+        raise Fault("disk full")
+    assert path.read_text() == "old"
+
+
+def start(demo, small_yaml, output, *more) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), *flags(demo, small_yaml, output, *more)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_a_state(output: Path, process: subprocess.Popen, after: int = 0) -> None:
+    """Until a state has been written later than `after` (ns), or the process has ended."""
+    while process.poll() is None:
+        states = list(output.glob(f"*/{STATE_FILE}"))
+        if states and states[0].stat().st_mtime_ns > after:
+            return
+        time.sleep(0.005)
+
+
+def killed_and_resumed(whole, demo, small_yaml, output, seed: int, most_kills: int) -> int:
+    """Kill again and again at random moments, go on each time; returns how often it was killed before it ended."""
+    rng, kills = random.Random(seed), 0
+    process = start(demo, small_yaml, output)
+    while kills < most_kills:
+        states = list(output.glob(f"*/{STATE_FILE}"))
+        wait_for_a_state(output, process, states[0].stat().st_mtime_ns if states else 0)
+        time.sleep(rng.uniform(0, 0.15))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        print(f"kill {kills}")
+        process = start(demo, small_yaml, output, "--resume", "auto", "--num-workers", str(kills % 2))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "best epoch" in out
+    assert_same(whole, run_folder(output))
+    return kills
+
+
+def test_killed_at_any_moment(whole_of_one_thread, demo, small_yaml, tmp_path):
+    assert killed_and_resumed(whole_of_one_thread, demo, small_yaml, tmp_path, seed=0, most_kills=5) >= 3
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(whole_of_one_thread, demo, small_yaml, tmp_path):
+    kills = 0
+    for seed in range(1, 21):
+        output = tmp_path / str(seed)
+        output.mkdir()
+        kills += killed_and_resumed(whole_of_one_thread, demo, small_yaml, output, seed, most_kills=5)
+        if kills >= 20:
+            return
+    pytest.fail(f"only {kills} kills")
+
+
+@pytest.fixture(scope="module")
+def whole_of_one_thread(demo, small_yaml, tmp_path_factory) -> Path:
+    """A process of one thread, as those that are killed."""
+    output = tmp_path_factory.mktemp("one_thread")
+    process = start(demo, small_yaml, output)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return run_folder(output)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_gives_its_status(whole_of_one_thread, demo, small_yaml, tmp_path, number, status):
+    process = start(demo, small_yaml, tmp_path, "--save-every", "epoch", "--num-epochs", "200")
+    while not list(tmp_path.glob(f"*/{STATE_FILE}")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, out + err
+    assert f"stopped by {number.name}" in err
+    state = read_state(run_folder(tmp_path))
+    assert state["epoch"] > 0 or state["step"] > 0
+
+
+def test_the_first_signal_waits_for_the_step_and_the_second_acts():
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.number == signal.SIGTERM
+        with pytest.raises(Stopped, match="stopped by SIGTERM; saved") as stop:
+            signals.raise_if_asked("saved")
+        assert stop.value.status == 143
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(Stopped), StopSignals() as signals:
+        signals.at_once = True
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(demo, small_yaml, tmp_path):
+    blip_fine_tune_2.main(flags(demo, small_yaml, tmp_path / "short"))
+    folder = run_folder(tmp_path / "short")
+    blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "3"])
+    blip_fine_tune_2.main(flags(demo, small_yaml, tmp_path / "long", "--num-epochs", "3"))
+    assert_same(run_folder(tmp_path / "long"), folder)
+
+
+def test_changed_flags_are_named(whole, demo, small_yaml, tmp_path):
+    base = ["--dataset", "CIRR", "--resume", str(whole)]
+    with pytest.raises(InputError, match=r"--batch-size 16 \(the run: 8\), --seed 5 \(the run: 0\)"):
+        blip_fine_tune_2.main([*base, "--batch-size", "16", "--seed", "5", "--learning-rate", "1e-3"])
+    with pytest.raises(InputError, match="--dataset FashionIQ"):
+        blip_fine_tune_2.main(["--dataset", "FashionIQ", "--resume", str(whole)])
+    with pytest.raises(InputError, match=STATE_FILE):
+        blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(tmp_path)])
+    config, resumed = blip_fine_tune_2.parse_config([*base, "--num-epochs", "9", "--num-workers", "3"])
+    assert (config.num_epochs, config.num_workers, config.batch_size, resumed) == (9, 3, 8, whole)
+
+
+def test_auto_takes_the_run_saved_last_or_starts_anew(demo, small_yaml, tmp_path):
+    first = [*flags(demo, small_yaml, tmp_path), "--resume", "auto"]
+    assert blip_fine_tune_2.parse_config(first)[1] is None
+    for name, age in (("old", 100), ("new", 1)):
+        folder = tmp_path / f"clip_finetuned_on_cirr_blip2_cir_align_prompt_{name}"
+        folder.mkdir()
+        torch.save({"config": {}}, folder / STATE_FILE)
+        os.utime(folder / STATE_FILE, (time.time() - age,) * 2)
+    with pytest.raises(InputError, match="prompt_new was made by another version"):
+        blip_fine_tune_2.parse_config(first)
+
+
+def test_another_vit_and_a_damaged_state_are_refused(whole, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    state = read_state(copy)
+    torch.save(state | {"frozen": "another"}, copy / STATE_FILE)
+    with pytest.raises(InputError, match="same --weights"):
+        blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(copy), "--num-epochs", "3"])
+    (copy / STATE_FILE).write_bytes((copy / STATE_FILE).read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(copy)])
+
+
+def test_every_random_state_comes_back():
+    import numpy as np
+
+    state = random_state()
+    first = torch.rand(2), random.random(), np.random.rand()
+    torch.save(state, buffer := __import__("io").BytesIO())
+    buffer.seek(0)
+    set_random_state(torch.load(buffer, weights_only=True))
+    second = torch.rand(2), random.random(), np.random.rand()
+    assert torch.equal(first[0], second[0])
+    assert first[1:] == second[1:]
+
+
+def test_save_intervals():
+    assert [save_interval(text) for text in ("epoch", "20", "15m", "0.5m")] == [(0, 0), (20, 0), (0, 900), (0, 30)]
+    for text in ("0", "-3", "2h", "m", ""):
+        with pytest.raises(InputError, match="--save-every"):
+            TrainConfig("CIRR", save_every=text)
