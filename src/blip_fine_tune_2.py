@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from train_config import REGION_WEIGHTS, TrainConfig
-from utils import HelpFormatter, run_main
+from utils import HelpFormatter, add_cache_flags, run_main
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
@@ -31,6 +31,7 @@ def _add_data_flags(group) -> None:
     group.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
     group.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
     group.add_argument("--num-workers", type=int, help="processes that load images")
+    add_cache_flags(group)
     group.add_argument("--max-triplets", type=int, help="train on the first so many triplets (default: all)")
 
 

@@ -22,9 +22,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = evaluation_config(arguments, arguments["dataset"])
     import engine  # heavy: torch
     from dataset_catalog import make_validation, open_galleries
+    from feature_cache import use_feature_cache
 
     galleries = open_galleries(config, evaluation_preprocess(config))
     model, process_caption, runtime = load_evaluated(config, arguments["model_path"])
+    use_feature_cache(config, model, runtime.device, *galleries.values())
     validation = make_validation(config, galleries, process_caption)
     metrics = engine.evaluate(model, validation, config, runtime)
     print(f"{validation}; ranked: {config.protocol}")

@@ -28,11 +28,13 @@ def main(argv: list[str] | None = None) -> list[Path]:
     config = evaluation_config(arguments)
     import engine  # heavy: torch
     from data_utils import CIRRDataset
+    from feature_cache import use_feature_cache
     from retrieval_task import cirr_test_task
 
     gallery = CIRRDataset("test1", "classic", evaluation_preprocess(config), data_path=config.data_path)
     gallery.check_images()
     model, process_caption, runtime = load_evaluated(config, arguments["model_path"])
+    use_feature_cache(config, model, runtime.device, gallery)
     scores = engine.score_queries(model, cirr_test_task(gallery, process_caption), config, runtime)
     return [
         write_checked(metric, scores, gallery, folder / config.blip_model_name)

@@ -62,6 +62,8 @@ class ImageDataset(Dataset):
         self.title, self.mode, self.root, self.preprocess = title, mode, root, preprocess
         self.image_paths, self.names = image_paths, list(image_paths)
         self.regions: dict[str, list[Region]] | None = None
+        self.features = None  # a `feature_cache.FeatureCache` in the order of `names`, or None
+        self.index_of = {name: index for index, name in enumerate(self.names)}
         self.max_regions = max_regions
 
     def __len__(self) -> int:
@@ -105,6 +107,9 @@ class ImageDataset(Dataset):
     def load_regions(self, name: str) -> tuple[Tensor, Tensor, int]:
         """Image (3, S, S), its `max_regions` largest boxes (n, 4) in the input frame, and how many were dropped."""
         raw_boxes = [region.box for region in self.regions.get(name, ())]
+        if self.features is not None:
+            moved = self.preprocess.move_boxes(raw_boxes, *self.get_image_size(name))
+            return self.load_image(name), moved.boxes[: self.max_regions], moved.dropped
         with self._open(name) as image:
             moved = self.preprocess.move_boxes(raw_boxes, *image.size)
             return self.preprocess(image), moved.boxes[: self.max_regions], moved.dropped
@@ -113,13 +118,27 @@ class ImageDataset(Dataset):
         """(width, height) of the raw image, in pixels. Raises InputError as `load_image`, and for an unknown name."""
         if name not in self.image_paths:
             raise InputError(f"{self.title} has no image {name!r}")
+        if self.features is not None:
+            width, height = self.features.sizes[self.index_of[name]]
+            return int(width), int(height)
         with self._open(name) as image:
             return image.size
 
     def load_image(self, name: str) -> Tensor:
-        """The preprocessed image (3, S, S). Raises InputError that names the file where it is missing or broken."""
+        """The preprocessed image (3, S, S), or its cached features (T, D), or with these on a GPU its index, 0-d.
+
+        Raises InputError that names the file where it is missing or broken.
+        """
+        if self.features is not None:
+            return self.features[self.index_of[name]]
         with self._open(name) as image:
             return self.preprocess(image)
+
+    def on_device(self, images: Tensor, device: torch.device) -> Tensor:
+        """A batch of what `load_image` gives -> images (B, 3, S, S) or features (B, T, D) on the device."""
+        if images.dim() == 1:
+            return self.features.take(images)
+        return images.to(device, non_blocking=True)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Image.Image]:
@@ -406,7 +425,8 @@ class TrainingTriplets(Dataset):
 def collate_fn(batch: list[tuple] | list[dict]) -> list | dict:
     """Samples -> one list per field, in a list for tuples and in a dictionary for dictionaries.
 
-    Images (3, S, S) are stacked to (B, 3, S, S); captions, names, groups, and boxes (n, 4) of any n, stay plain lists.
+    Images (3, S, S), features (T, D) and indices are stacked; captions, names, groups, and boxes (n, 4) of any n, stay
+    plain lists.
     """
     if isinstance(batch[0], dict):
         return {name: _collate_field([sample[name] for sample in batch]) for name in batch[0]}
@@ -414,5 +434,5 @@ def collate_fn(batch: list[tuple] | list[dict]) -> list | dict:
 
 
 def _collate_field(field: list) -> Tensor | list:
-    is_image = isinstance(field[0], Tensor) and field[0].dim() == 3
-    return default_collate(field) if is_image else field
+    is_boxes = isinstance(field[0], Tensor) and field[0].dim() == 2 and field[0].shape[1] == 4
+    return default_collate(field) if isinstance(field[0], Tensor) and not is_boxes else field

@@ -138,11 +138,12 @@ class Optimization:
             getattr(self, name).load_state_dict(part | planned if name == "scheduler" else part)
 
     def step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        """One step; the gradients are given back at its end, so that the next forward pass has their memory."""
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def train_one_epoch(
@@ -224,7 +225,7 @@ def score_queries(model: nn.Module, task: RetrievalTask, config: TrainConfig, ru
     targets, query_features = [], {}
     with runtime.autocast():
         for names, images in tqdm(loader, desc="gallery", dynamic_ncols=True, leave=False):
-            features, image_embeds = model.extract_target_features(images.to(runtime.device, non_blocking=True))
+            features, image_embeds = model.extract_target_features(task.gallery.on_device(images, runtime.device))
             targets.append(features.to(keep_on))
             query_features |= _encode_queries(model, task, queries_of, names, image_embeds, config.batch_size)
     queries = torch.stack([query_features[query] for query in range(len(task.captions))])  # (Q, E)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lavis.common.errors import InputError
 from train_config import TrainConfig, find_preset
+from utils import add_cache_flags
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
@@ -22,6 +23,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
     data.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
     data.add_argument("--num-workers", type=int, help="processes that load images")
+    add_cache_flags(data)
     run = parser.add_argument_group("evaluation")
     run.add_argument("--batch-size", type=int, help="images, or queries, at a time")
     run.add_argument("--device", help="auto, cpu, cuda or cuda:N")

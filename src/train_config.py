@@ -102,9 +102,9 @@ def save_interval(text: str) -> tuple[int, float]:
 class TrainConfig:
     """A training run. The defaults are what upstream's README tells its users; what is None comes from the preset.
 
-    `gallery` is FashionIQ's protocol: `split` ranks every image of the split list, `captions` only those that a caption
-    names. `precision` is `auto` (fp16 on CUDA, fp32 elsewhere), `fp16`, `bf16` or `fp32`; `memory_mib` bounds the
-    temporaries of the ranking.
+    `feature_cache` is a folder for the frozen ViT's output, or `off`. `gallery` is FashionIQ's protocol: `split` ranks
+    every image of the split list, `captions` only those that a caption names. `precision` is `auto` (fp16 on CUDA, fp32
+    elsewhere), `fp16`, `bf16` or `fp32`; `memory_mib` bounds the temporaries of the ranking.
     """
 
     dataset: str
@@ -138,6 +138,9 @@ class TrainConfig:
     save_best: bool = False
     save_memory: bool = False
     save_every: str = "epoch"
+    feature_cache: str = "off"
+    cache_precision: str = "fp16"
+    cache_device: str = "cpu"
     output_folder: Path = REPOSITORY / "models"
 
     def __post_init__(self):

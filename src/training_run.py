@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -15,6 +16,7 @@ from torch.utils.data import Subset
 import engine
 from data_utils import TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets, training_sentences
+from feature_cache import use_feature_cache
 from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
 from preprocess import build_preprocess
@@ -50,17 +52,19 @@ def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
     triplets = TrainingTriplets(train_set)
     if config.max_triplets is not None:
         triplets = Subset(triplets, range(min(config.max_triplets, len(triplets))))
-    make_samples = sample_maker(txt_processors["train"], training_sentences(config), runtime.device)
+    use_feature_cache(config, model, runtime.device, train_set, *galleries.values())
+    to_device = partial(train_set.on_device, device=runtime.device)
+    make_samples = sample_maker(txt_processors["train"], training_sentences(config), to_device)
     best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
     print(final_table(best, config, run_folder), flush=True)
     return best
 
 
-def sample_maker(process_caption: Callable, sentences: Callable, device: torch.device) -> Callable[[dict], dict]:
-    """The function from a batch of `TrainingTriplets` to the model's `samples`, images on `device`."""
+def sample_maker(process_caption: Callable, sentences: Callable, to_device: Callable) -> Callable[[dict], dict]:
+    """The function from a batch of `TrainingTriplets` to the model's `samples`; `to_device` moves images."""
 
     def make_samples(batch: dict) -> dict:
-        images = {name: batch[name].to(device, non_blocking=True) for name in ("image", "target")}
+        images = {name: to_device(batch[name]) for name in ("image", "target")}
         samples = images | {"text_input": [process_caption(text) for text in sentences(batch["caption"])]}
         return samples | region_samples(batch)
 

@@ -50,3 +50,12 @@ def non_negative_int(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
+
+
+def add_cache_flags(group) -> None:
+    """The flags of the feature cache, for training and evaluation."""
+    group.add_argument("--feature-cache", metavar="DIR|off", help="keep the frozen ViT's output here")
+    group.add_argument("--cache-precision", choices=("fp16", "fp32"), help="of the feature cache")
+    group.add_argument(
+        "--cache-device", choices=("cpu", "cuda"), help="read the cache from disk, or keep it on the GPU"
+    )

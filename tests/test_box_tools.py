@@ -212,6 +212,15 @@ def test_what_regions_cost_is_measured(capsys):
     assert "with regions" in capsys.readouterr().out
 
 
+def test_a_cached_step_is_measured(tmp_path, capsys):
+    from benchmark_step import main as benchmark
+
+    found = benchmark(["--backbone", "tiny", "--steps", "1", "--folder", str(tmp_path)])
+    assert set(found) == {"prepare", "plain", "cached"}
+    assert all(found[mode]["seconds"] > 0 and found[mode]["mib"] > 0 for mode in ("plain", "cached"))
+    assert "times as fast from the cache" in capsys.readouterr().out
+
+
 # --- YOLO -------------------------------------------------------------------------------------------------------------
 
 

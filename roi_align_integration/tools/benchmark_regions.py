@@ -73,7 +73,7 @@ def measurements(model, loaders: list, runtime) -> dict[str, Callable[[bool], No
 
     from training_run import sample_maker
 
-    make_samples = sample_maker(str, list, runtime.device)
+    make_samples = sample_maker(str, list, lambda images: images.to(runtime.device))
     samples = [make_samples(load()) for load in loaders]
     parameters = [p for n, p in model.named_parameters() if not n.startswith("visual_encoder.")]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)

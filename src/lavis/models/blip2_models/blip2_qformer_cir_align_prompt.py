@@ -169,12 +169,20 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> `ln_vision` output (B, P + 1, D), CLS first, float32. Trains `ln_vision`, never the ViT."""
+        """Images (B, 3, S, S) or frozen features (B, P + 1, D) -> `ln_vision` output (B, P + 1, D), CLS first, float32.
+
+        Trains `ln_vision`, never the ViT.
+        """
         return self.normalize_vision(self.encode_frozen(images))
 
     @torch.no_grad()
     def encode_frozen(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> the frozen ViT's output before `ln_vision` (B, P + 1, D): float16 matrices on CUDA."""
+        """(B, 3, S, S) -> the frozen ViT's output before `ln_vision` (B, P + 1, D): float16 matrices on CUDA.
+
+        What has three axes is such an output already, out of a cache, and is given back.
+        """
+        if images.dim() == 3:
+            return images
         with torch.autocast(images.device.type, dtype=torch.float16, enabled=images.is_cuda):
             return self.visual_encoder.forward_features(images)
 

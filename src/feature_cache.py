@@ -1,0 +1,211 @@
+"""The frozen ViT's output for every image of a list, on disk: preprocessing and ViT never change during a training.
+
+A cache is a folder named by the SHA-256 of its key (ViT, preprocess, precision, image list), with
+
+    key.json      the key
+    features.bin  (N, T, D) float16 or float32, before `ln_vision`, row after row
+    sizes.npy     (N, 2) width and height of the raw images, so that boxes need no image
+    crc.npy       (N,) CRC-32 of each row; a row counts as done once its flag in
+    done.npy      (N,) is set, which happens after the row is on the disk
+"""
+
+import hashlib
+import json
+import shutil
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data_utils import ImageDataset
+from lavis.common.errors import InputError
+from lavis.common.files import write_atomically
+from training_state import frozen_fingerprint
+
+PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
+BATCH = 32
+BATCHES_PER_FLUSH = 16
+
+
+class FeatureCache:
+    """A complete cache, opened for reading. Raises InputError where it is incomplete or damaged."""
+
+    def __init__(self, folder: Path, key: dict, table_device: torch.device | None = None):
+        self.folder = folder
+        shape = key["count"], key["tokens"], key["width"]
+        self.sizes, self.crc = np.load(folder / "sizes.npy"), np.load(folder / "crc.npy")
+        if not np.load(folder / "done.npy").all():
+            raise InputError(f"the feature cache {folder} is not complete: run this again to go on with it")
+        self.features = _open_features(folder, shape, key["precision"], "r")
+        self.table = None if table_device is None else self._table(table_device)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One image's features (T, D); with a table on a device its index alone, 0-d, for `take`."""
+        if self.table is not None:
+            return torch.tensor(index)
+        row = np.array(self.features[index])
+        self._check(index, row)
+        return torch.from_numpy(row)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """(B,) indices -> (B, T, D) out of the table."""
+        return self.table[indices.to(self.table.device)]
+
+    def _check(self, index: int, row: np.ndarray) -> None:
+        if zlib.crc32(row) != self.crc[index]:
+            raise InputError(f"the feature cache {self.folder} is damaged at image {index}: remove that folder")
+
+    def _table(self, device: torch.device) -> Tensor:
+        """All features on a device. Raises InputError where they do not fit."""
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.features.nbytes > 0.8 * free:
+                raise InputError(
+                    f"--cache-device cuda: the cache has {self.features.nbytes / 1e9:.1f} GB, and {device} has"
+                    f" {free / 1e9:.1f} GB free: use --cache-device cpu"
+                )
+        table = torch.empty(self.features.shape, dtype=torch.from_numpy(self.features[:0].copy()).dtype, device=device)
+        for index in range(len(table)):
+            row = np.array(self.features[index])
+            self._check(index, row)
+            table[index] = torch.from_numpy(row)
+        return table
+
+
+class _Sources(Dataset):
+    """The images that are still to be done, with their raw sizes."""
+
+    def __init__(self, dataset: ImageDataset, indices: list[int]):
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor, tuple[int, int]]:
+        name = self.dataset.names[self.indices[position]]
+        return self.indices[position], self.dataset.load_image(name), self.dataset.get_image_size(name)
+
+
+def use_feature_cache(config, model: nn.Module, device: torch.device, *datasets: ImageDataset) -> None:
+    """Let the datasets give features instead of images, as the configuration says; builds what is not there."""
+    if config.feature_cache == "off":
+        return
+    if config.cache_device == "cuda" and device.type != "cuda":
+        raise InputError(f"--cache-device cuda: this run is on {device}; use --cache-device cpu")
+    table = device if config.cache_device == "cuda" else None
+    fingerprint = frozen_fingerprint(model)
+    for dataset in datasets:
+        key = cache_key(dataset, model, fingerprint, config.cache_precision)
+        folder = Path(config.feature_cache).expanduser() / _key_name(key)
+        build(folder, key, dataset, model, device, config.num_workers)
+        dataset.features = FeatureCache(folder, key, table)
+
+
+def cache_key(dataset: ImageDataset, model: nn.Module, fingerprint: str, precision: str) -> dict:
+    """Everything that the features depend on: a change of any of it makes another cache."""
+    vision, preprocess = model.config.vision, dataset.preprocess
+    images = hashlib.sha256()
+    for name, place in dataset.image_paths.items():
+        stat = (dataset.root / place).stat()
+        images.update(f"{name}\n{place}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
+    return {
+        "version": 1,
+        "vit": fingerprint,
+        "preprocess": [preprocess.target_ratio, preprocess.dim],
+        "precision": precision,
+        "half_vit": next(model.visual_encoder.parameters()).is_cuda,
+        "images": images.hexdigest(),
+        "count": len(dataset.names),
+        "tokens": 1 + vision.grid_size**2,
+        "width": vision.width,
+    }
+
+
+def _key_name(key: dict) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _open_features(folder: Path, shape: tuple, precision: str, mode: str) -> np.memmap:
+    path, dtype = folder / "features.bin", PRECISIONS[precision]
+    expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if mode != "w+" and (not path.is_file() or path.stat().st_size != expected):
+        raise InputError(f"{path} has not the {expected} bytes that it should: remove {folder}")
+    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+
+
+def build(
+    folder: Path, key: dict, dataset: ImageDataset, model: nn.Module, device: torch.device, num_workers: int
+) -> None:
+    """Make the cache, or what is missing of it. Raises InputError for a full disk or a value that fp16 cannot hold."""
+    done, missing = _prepare(folder, key)
+    if not missing:
+        return
+    shape = key["count"], key["tokens"], key["width"]
+    features = _open_features(folder, shape, key["precision"], "r+")
+    sizes, crc = np.load(folder / "sizes.npy"), np.load(folder / "crc.npy")
+    loader = DataLoader(_Sources(dataset, missing), BATCH, num_workers=num_workers, collate_fn=list)
+    was_training = model.training
+    model.eval()
+    start, told = time.perf_counter(), False
+    for number, batch in enumerate(tqdm(loader, desc=f"features of {dataset.title}", dynamic_ncols=True), start=1):
+        images = torch.stack([image for _, image, _ in batch]).to(device)
+        rows = model.encode_frozen(images).float().cpu().numpy()
+        for (index, _, size), row in zip(batch, rows, strict=True):
+            stored = _store(row, key["precision"], dataset.names[index])
+            features[index], sizes[index], crc[index], done[index] = stored, size, zlib.crc32(stored), True
+        if not told:
+            seconds = (time.perf_counter() - start) * len(loader)
+            print(f"feature cache: about {seconds / 60:.1f} minutes for {len(missing)} images", flush=True)
+            told = True
+        if number % BATCHES_PER_FLUSH == 0 or number == len(loader):
+            _flush(folder, features, sizes, crc, done)
+    model.train(was_training)
+
+
+def _prepare(folder: Path, key: dict) -> tuple[np.ndarray, list[int]]:
+    """Make the files where they are not there -> flags of what is done, numbers of what is not."""
+    count = key["count"]
+    item = np.dtype(PRECISIONS[key["precision"]]).itemsize
+    size = count * key["tokens"] * key["width"] * item
+    if not (folder / "key.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        print(f"feature cache: {count} images, {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free", flush=True)
+        if size > 0.95 * free:
+            raise InputError(f"the feature cache needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free")
+        _open_features(folder, (count, key["tokens"], key["width"]), key["precision"], "w+")
+        arrays = {
+            "sizes": np.zeros((count, 2), np.int32),
+            "crc": np.zeros(count, np.uint32),
+            "done": np.zeros(count, bool),
+        }
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        write_atomically(folder / "key.json", json.dumps(key, sort_keys=True))
+    if json.loads((folder / "key.json").read_text(encoding="utf-8")) != key:
+        raise InputError(f"{folder / 'key.json'} is not the key of this cache: remove {folder}")
+    done = np.load(folder / "done.npy")
+    return done, np.flatnonzero(~done).tolist()
+
+
+def _store(row: np.ndarray, precision: str, name: str) -> np.ndarray:
+    """A row in the cache's type. Raises InputError for a value that it cannot hold."""
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(row.astype(PRECISIONS[precision]))
+    if not np.isfinite(stored).all():
+        raise InputError(f"the features of image {name!r} reach {np.abs(row).max():.3g}, beyond {precision}: use fp32")
+    return stored
+
+
+def _flush(folder: Path, features: np.memmap, sizes: np.ndarray, crc: np.ndarray, done: np.ndarray) -> None:
+    """First the rows, then what says that they are there."""
+    features.flush()
+    for name, array in (("sizes", sizes), ("crc", crc), ("done", done)):
+        partial = folder / f"{name}.partial.npy"
+        np.save(partial, array)
+        partial.replace(folder / f"{name}.npy")
