@@ -300,10 +300,9 @@ def fit(
         while progress.epoch < config.num_epochs:
             if progress.step < len(loader):
                 train_one_epoch(model, loader, make_samples, optimization, config, runtime, progress, saver.after_step)
-                saver.save()
-            signals.at_once = True  # all that follows can be done again from what was saved
-            finish_epoch(model, validation, config, runtime, run_folder, progress)
-            signals.at_once = False
+                if saver.since:
+                    saver.save()
+            finish_epoch(model, validation, config, runtime, run_folder, progress, signals)
             progress.next_epoch()
         saver.save()
     return progress.best
@@ -316,8 +315,9 @@ def finish_epoch(
     runtime: Runtime,
     run_folder: Path,
     progress: Progress,
+    signals: StopSignals,
 ) -> None:
-    """Write an epoch's row, validate, and save the models that are asked for."""
+    """Write an epoch's row, validate, and save the models that are asked for: all can be done again from the state."""
     epoch, means, saved = progress.epoch, progress.meter.means(), run_folder / "saved_models"
     append_csv(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
     if config.save_training:
@@ -325,7 +325,8 @@ def finish_epoch(
     print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
     if epoch % config.validation_frequency:
         return
-    metrics = evaluate(model, validation, config, runtime)
+    with signals.at_once():
+        metrics = evaluate(model, validation, config, runtime)
     append_csv(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
     print(f"epoch {epoch}: {_short(metrics)}", flush=True)
     if progress.best.update(epoch, metrics) and config.save_best:

@@ -2,9 +2,12 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+NOTHING_NEW = "what was saved before stays as it is"
 
 
 class Stopped(Exception):
@@ -18,13 +21,13 @@ class Stopped(Exception):
 class StopSignals:
     """While this context lasts, the first SIGTERM or SIGINT is kept in `number`; a second one acts at once.
 
-    With `at_once` set, where there is nothing to finish, the first one raises `Stopped` from wherever it comes.
-    Outside of the main thread, where Python allows no handlers, signals act as ever.
+    Within `at_once`, where there is nothing to finish, the first one raises `Stopped` from wherever it comes. Outside
+    of the main thread, where Python allows no handlers, signals act as ever.
     """
 
     def __init__(self):
         self.number: int | None = None
-        self.at_once = False
+        self.is_at_once = False
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -43,8 +46,18 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._give_back()
-        if self.at_once:
-            self.raise_if_asked("what was saved before stays as it is")
+        if self.is_at_once:
+            self.raise_if_asked(NOTHING_NEW)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For what can be done again, and writes no file: an exception in the middle of a file would hide in it."""
+        self.raise_if_asked(NOTHING_NEW)
+        self.is_at_once = True
+        try:
+            yield
+        finally:
+            self.is_at_once = False
 
     def raise_if_asked(self, saved: str) -> None:
         """Raise `Stopped` where a signal has come; `saved` says what is on the disk."""

@@ -118,7 +118,7 @@ def struck_and_resumed(demo, small_yaml, output, monkeypatch, name: str, number:
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("replace", 3), ("replace", 8), ("fsync", 6), ("fsync", 17), ("write", 400)]
+    ("name", "number"), [("replace", 3), ("replace", 8), ("fsync", 6), ("fsync", 17), ("write", 5000)]
 )
 def test_a_fault_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, name, number):
     assert struck_and_resumed(demo, small_yaml, tmp_path, monkeypatch, name, number)
@@ -126,7 +126,7 @@ def test_a_fault_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stride"), [("replace", 1), ("fsync", 1), ("write", 97)])
+@pytest.mark.parametrize(("name", "stride"), [("replace", 1), ("fsync", 1), ("write", 887)])
 def test_a_fault_anywhere_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, name, stride):
     number = 0
     while True:
@@ -235,9 +235,12 @@ def test_the_first_signal_waits_for_the_step_and_the_second_acts():
         assert stop.value.status == 143
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    with pytest.raises(Stopped), StopSignals() as signals:
-        signals.at_once = True
+    with pytest.raises(Stopped), StopSignals() as signals, signals.at_once():
         signal.raise_signal(signal.SIGINT)
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped), signals.at_once():
+            raise AssertionError("what a signal has asked to stop does not begin")
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
