@@ -22,7 +22,7 @@ class StopSignals:
     """While this context lasts, the first SIGTERM or SIGINT is kept in `number`; a second one acts at once.
 
     Within `at_once`, where there is nothing to finish, the first one raises `Stopped` from wherever it comes. Outside
-    of the main thread, where Python allows no handlers, signals act as ever.
+    of the main thread, where Python allows no handlers, signals act as ever; one that is ignored (`nohup`) stays so.
     """
 
     def __init__(self):
@@ -32,7 +32,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *_unused) -> None:

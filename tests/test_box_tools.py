@@ -204,7 +204,7 @@ def test_example_boxes(demo, tmp_path):
 
 
 def test_what_regions_cost_is_measured(capsys):
-    from benchmark_regions import main as benchmark
+    from benchmark_region_cost import main as benchmark
 
     ratios = benchmark(["--batch-size", "2", "--repeats", "1", "--device", "cpu"])
     assert list(ratios) == ["loading", "forward", "training step"]

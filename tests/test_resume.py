@@ -153,7 +153,14 @@ def test_a_write_that_breaks_leaves_the_old_file(tmp_path):
 def start(demo, small_yaml, output, *more) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), *flags(demo, small_yaml, output, *more)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
+
+
+def hear_interrupts() -> None:
+    """What runs in the background of a shell ignores SIGINT, and its children with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for_a_state(output: Path, process: subprocess.Popen, after: int = 0) -> None:
@@ -226,7 +233,22 @@ def test_a_signal_saves_and_gives_its_status(whole_of_one_thread, demo, small_ya
     assert state["epoch"] > 0 or state["step"] > 0
 
 
-def test_the_first_signal_waits_for_the_step_and_the_second_acts():
+@pytest.fixture
+def heard():
+    before = signal.getsignal(signal.SIGINT)
+    hear_interrupts()
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_signal_stays_ignored(heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.number is None
+
+
+def test_the_first_signal_waits_for_the_step_and_the_second_acts(heard):
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals.number == signal.SIGTERM
