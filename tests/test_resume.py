@@ -126,7 +126,7 @@ def test_a_fault_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stride"), [("replace", 1), ("fsync", 1), ("write", 887)])
+@pytest.mark.parametrize(("name", "stride"), [("replace", 1), ("fsync", 1), ("write", 701)])
 def test_a_fault_anywhere_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, name, stride):
     number = 0
     while True:
