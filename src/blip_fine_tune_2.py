@@ -72,7 +72,8 @@ def _add_region_flags(group) -> None:
         "--region-objective",
         choices=tuple(REGION_WEIGHTS),
         help="pairs: regions of reference and target, one to one; tokens: target regions find their image through the"
-        " target tokens; query: the query finds the best region of its target",
+        " target tokens; query: the query finds the best region of its target; compose: target regions find the query"
+        " that reference and sentence are composed to",
     )
     group.add_argument(
         "--loss-region",

@@ -65,8 +65,14 @@ class RegionWeight:
 
 
 # The objectives of `lavis.models.blip2_models.region`, and the weight that each has where none is asked for. FG-CLIP's
-# 0.1 for `pairs`; for the others a large weight that ends at half time: they speed up the start, and may cost later.
-REGION_WEIGHTS = {"pairs": RegionWeight(0.1), "tokens": RegionWeight(0.5, 0.5), "query": RegionWeight(0.5, 0.5)}
+# 0.1 for `pairs`; a large weight that ends at half time for `tokens` and `query`, which speed up the start and cost
+# later; `compose` has a projection of its own and may stay.
+REGION_WEIGHTS = {
+    "pairs": RegionWeight(0.1),
+    "tokens": RegionWeight(0.5, 0.5),
+    "query": RegionWeight(0.5, 0.5),
+    "compose": RegionWeight(0.5),
+}
 
 LAST_FILE = "tuned_clip_last.pt"
 STATE_FILE = "training_state.pt"

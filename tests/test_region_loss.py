@@ -135,11 +135,14 @@ def slow_loss(model, samples) -> torch.Tensor:
     names, scale = samples["target_names"], model.region_logit_scale.clamp(0, math.log(100)).exp()
     regions = slow_regions(model, target, samples["target_region_boxes"])
     tokens = model._target_features(target)
+    if model.region_objective == "compose":
+        fused = model._fuse(reference, *model.tokenize(samples["text_input"]))
+        tokens = F.normalize(model.region_token_proj(fused), dim=-1)
     queries = model.extract_query_features(reference, samples["text_input"])
     losses = []
     for i in range(4):
         others = [j for j in range(4) if j == i or names[j] != names[i]]
-        if model.region_objective == "tokens":
+        if model.region_objective in ("tokens", "compose"):
             for region in regions[i]:
                 scores = [scale * max(token @ region for token in tokens[j]) for j in others]
                 losses.append(slow_cross_entropy(scores, others.index(i)))
@@ -259,7 +262,7 @@ def test_a_batch_of_one_and_one_image_with_boxes_are_never_negative(model, sampl
     assert region_loss(model, one) == 0  # nothing to tell it from
     alone = [None, None, [[0.1, 0.1, 0.6, 0.6]], None]
     loss = region_loss(model, samples, region_boxes=alone, target_region_boxes=alone)
-    assert loss == 0 if objective != "tokens" else loss > 0
+    assert loss > 0 if objective in ("tokens", "compose") else loss == 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -276,16 +279,17 @@ def test_slivers_and_the_whole_image_stay_finite_in_half_precision(model, sample
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_four_arguments_are_enough_but_for_query(model, samples):
+def test_four_arguments_are_enough_for_pairs_and_tokens(model, samples):
     arguments = (*embeds_of(model, samples), samples["region_boxes"], samples["target_region_boxes"])
     known = {"target_names": samples["target_names"]}
     for objective in ("pairs", "tokens"):
         model.region_objective = objective
         assert model.compute_region_loss(*arguments, **known) == region_loss(model, samples)
-    model.region_objective = "query"
-    with pytest.raises(InputError, match="needs query features"):
-        model.compute_region_loss(*arguments)
-    with pytest.raises(InputError, match="pairs, tokens, query"):
+    for objective, needed in (("query", "query"), ("compose", "fused")):
+        model.region_objective = objective
+        with pytest.raises(InputError, match=f"needs {needed} features"):
+            model.compute_region_loss(*arguments)
+    with pytest.raises(InputError, match="pairs, tokens, query, compose"):
         model.region_objective = "all"
 
 
@@ -336,14 +340,22 @@ def test_region_parameters_are_created_last_and_frozen_when_unused(small_yaml):
     torch.manual_seed(0)
     model = load_model("blip2_cir_align_prompt", small_yaml)
     after = torch.rand(1)
-    assert list(model.state_dict())[-2:] == ["region_proj.weight", "region_proj.bias"]
-    assert not any(p.requires_grad for n, p in model.named_parameters() if n.startswith("region_"))
+    names = [f"{name}.{part}" for name in ("region_proj", "region_token_proj") for part in ("weight", "bias")]
+    assert list(model.state_dict())[-4:] == names
+    assert trained_region_parameters(model) == set()
     torch.manual_seed(0)
     model = load_model("blip2_cir_align_prompt", small_yaml, use_region_loss=True)
     assert torch.equal(torch.rand(1), after)
-    assert all(p.requires_grad for n, p in model.named_parameters() if n.startswith("region_"))
+    for objective, own in OBJECTIVES.items():
+        model.region_objective = objective
+        assert trained_region_parameters(model) == set(own)
     model.use_region_loss = False
-    assert not any(p.requires_grad for n, p in model.named_parameters() if n.startswith("region_"))
+    assert trained_region_parameters(model) == set()
+
+
+def trained_region_parameters(model) -> set[str]:
+    named = model.named_parameters()
+    return {name.split(".")[0] for name, p in named if name.startswith("region_") and p.requires_grad}
 
 
 def test_checkpoints_with_and_without_regions(model, samples, small_yaml, tmp_path):
@@ -356,7 +368,8 @@ def test_checkpoints_with_and_without_regions(model, samples, small_yaml, tmp_pa
     names = set(torch.load(tmp_path / "without.pt")["Blip2QformerCirAlignPrompt"])
     assert not any(name.startswith("region_") for name in names)
     report = load_checkpoint(again, tmp_path / "without.pt")
-    assert set(report.fresh) == {"region_proj.weight", "region_proj.bias", "region_logit_scale"}
+    modules = {f"{name}.{part}" for name in ("region_proj", "region_token_proj") for part in ("weight", "bias")}
+    assert set(report.fresh) == modules | {"region_logit_scale"}
     assert torch.isfinite(region_loss(again, samples))
 
 

@@ -211,7 +211,11 @@ def test_a_region_proj_of_the_models_own_shape_is_loaded(reference, tmp_path):
     path = tmp_path / "same.pt"
     fitting = {f"region_proj.{name}": torch.ones_like(p) for name, p in model.region_proj.named_parameters()}
     torch.save({"epoch": 0, NAME: reference.weights | fitting}, path)
-    assert load_checkpoint(model, path).fresh == ["region_logit_scale"]
+    assert load_checkpoint(model, path).fresh == [
+        "region_logit_scale",
+        "region_token_proj.weight",
+        "region_token_proj.bias",
+    ]
     assert torch.equal(model.region_proj.weight, fitting["region_proj.weight"])
 
 

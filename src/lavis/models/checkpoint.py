@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 
 REGION_PROJ = "region_proj.*"
 # What this fork adds: absent from every upstream file, and then freshly initialised.
-FORK_ADDS = (REGION_PROJ, "region_logit_scale")
+FORK_ADDS = (REGION_PROJ, "region_token_proj.*", "region_logit_scale")
 OPTIONAL = (f"Qformer.{POSITION_IDS}", *FORK_ADDS)
 # The head for masked language modelling: in every checkpoint of upstream and LAVIS, used by no pass.
 UNUSED = ("Qformer.cls.*",)

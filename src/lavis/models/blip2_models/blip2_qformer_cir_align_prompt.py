@@ -67,6 +67,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         self.temp = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
         with torch.random.fork_rng(devices=[]):  # what else a seed gives stays what it was
             self.region_proj = nn.Linear(config.vision.width, config.embed_dim)
+            self.region_token_proj = nn.Linear(hidden, config.embed_dim)
         self.region_logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
         self._region_objective, self._use_region_loss = "tokens", False
         self._free_region_parameters()
@@ -83,7 +84,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
 
     @property
     def region_objective(self) -> str:
-        """`pairs`, `tokens` or `query`, see `region.py`. Setting another raises InputError."""
+        """`pairs`, `tokens`, `query` or `compose`, see `region.py`. Setting another raises InputError."""
         return self._region_objective
 
     @region_objective.setter
@@ -103,8 +104,10 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         prompts = torch.empty(self.prompt_tokens.shape, device="cpu").normal_(std=0.02)
         values = {"prompt_tokens": prompts, "temp": torch.tensor(INITIAL_TEMPERATURE, device="cpu")}
         with torch.random.fork_rng(devices=[]):
-            proj = nn.Linear(self.region_proj.in_features, self.region_proj.out_features, device="cpu")
-        values |= {f"region_proj.{name}": value for name, value in proj.state_dict().items()}
+            for name in ("region_proj", "region_token_proj"):
+                own = getattr(self, name)
+                fresh = nn.Linear(own.in_features, own.out_features, device="cpu")
+                values |= {f"{name}.{part}": value for part, value in fresh.state_dict().items()}
         return values | {"region_logit_scale": torch.tensor(-math.log(INITIAL_TEMPERATURE), device="cpu")}
 
     @property
@@ -151,8 +154,9 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         }
         if self.use_region_loss:
             boxes = self._boxes_of(samples)
-            known = {"query": query, "target_tokens": target_tokens, "target_names": samples.get("target_names")}
-            losses["loss_region"] = self.compute_region_loss(reference, target, *boxes, **known)
+            known = {"fused": fused, "query": query, "target_tokens": target_tokens}
+            names = samples.get("target_names")
+            losses["loss_region"] = self.compute_region_loss(reference, target, *boxes, **known, target_names=names)
         return losses
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -257,15 +261,17 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         ref_boxes: Sequence | None,
         tgt_boxes: Sequence | None,
         *,
+        fused: Tensor | None = None,
         query: Tensor | None = None,
         target_tokens: Tensor | None = None,
         target_names: Sequence[str] | None = None,
     ) -> Tensor:
-        """The region-level contrastive loss of `region_objective` (`pairs`, `tokens`, `query`: see `region.py`).
+        """The region-level contrastive loss of `region_objective` (`pairs`, `tokens`, `query`, `compose`: `region.py`).
 
         Args:
             ref_image_embeds, tgt_image_embeds: `ln_vision` output (B, P + 1, D) of references and targets.
             ref_boxes, tgt_boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
+            fused: the queries fused with reference and sentence (B, Q, H); `compose` needs them.
             query: composed query features (B, E), L2-normalised; `query` needs them.
             target_tokens: target tokens (B, Q, E), L2-normalised; `tokens` computes them where they are not given.
             target_names: B image names; an image that is in the batch more than once is not its own negative.
@@ -274,29 +280,40 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             A 0-d float32 tensor, never negative; 0, with a gradient of 0, for a batch without any region.
 
         Raises:
-            InputError: a wrong box, or the objective `query` without query features.
+            InputError: a wrong box, or an objective without the features that it needs.
         """
-        batch, device = len(tgt_image_embeds), tgt_image_embeds.device
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(tgt_image_embeds.device.type, enabled=False):
             regions, owners = self._project_regions(tgt_image_embeds, tgt_boxes)
-            scale, same = self._region_scale(), same_image(target_names, batch, device)
-            if self.region_objective == "tokens":
-                tokens = self._target_features(tgt_image_embeds) if target_tokens is None else target_tokens
-                loss = tokens_loss(regions, owners, tokens, scale, same)
-            elif self.region_objective == "query":
-                if query is None:
-                    raise InputError(
-                        "the region objective query needs query features: give query=(B, E), as forward does"
-                    )
-                loss = query_loss(regions, owners, query, scale, same)
-            elif self.region_objective == "pairs":
+            scale = self._region_scale()
+            same = same_image(target_names, len(tgt_image_embeds), tgt_image_embeds.device)
+            if self.region_objective == "pairs":
                 reference = self._project_regions(ref_image_embeds, ref_boxes)
                 loss = pairs_loss(*reference, regions, owners, scale, same)
+            elif self.region_objective == "query":
+                loss = query_loss(regions, owners, self._given("query", query), scale, same)
             else:
-                raise InputError(
-                    f"unknown region objective {self.region_objective!r}: use one of {', '.join(OBJECTIVES)}"
-                )
-            return loss + 0 * (scale + self.region_proj.weight.sum() + self.region_proj.bias.sum())
+                tokens = self._region_tokens(tgt_image_embeds, fused, target_tokens)
+                loss = tokens_loss(regions, owners, tokens, scale, same)
+            return loss + self._zero_of_region_parameters()
+
+    def _region_tokens(self, tgt_image_embeds: Tensor, fused: Tensor | None, target_tokens: Tensor | None) -> Tensor:
+        """The tokens (B, Q, E), L2-normalised, that regions have to be found through: `tokens` and `compose`."""
+        if self.region_objective == "compose":
+            return _unit(self.region_token_proj(self._given("fused", fused).float()))
+        return self._target_features(tgt_image_embeds) if target_tokens is None else target_tokens
+
+    def _given(self, name: str, features: Tensor | None) -> Tensor:
+        if features is None:
+            raise InputError(
+                f"the region objective {self.region_objective} needs {name} features: give {name}=, as forward does"
+            )
+        return features
+
+    def _zero_of_region_parameters(self) -> Tensor:
+        """0, with a gradient of 0 on all that the objective trains: a batch without regions has a valid graph."""
+        own = (getattr(self, name) for name in OBJECTIVES[self.region_objective])
+        parameters = (p for part in own for p in ([part] if isinstance(part, nn.Parameter) else part.parameters()))
+        return 0 * sum(parameter.sum() for parameter in parameters)
 
     def _boxes_of(self, samples: dict) -> tuple[Sequence | None, Sequence | None]:
         names = ("region_boxes", "target_region_boxes")

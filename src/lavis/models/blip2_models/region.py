@@ -22,6 +22,7 @@ OBJECTIVES = {
     "pairs": ("region_proj", "region_logit_scale"),
     "tokens": ("region_proj", "region_logit_scale"),
     "query": ("region_proj", "region_logit_scale"),
+    "compose": ("region_proj", "region_token_proj", "region_logit_scale"),
 }
 
 
@@ -94,14 +95,16 @@ def same_image(names: Sequence[str] | None, batch: int, device: torch.device) ->
     return (ids[:, None] == ids).to(device, non_blocking=True)
 
 
-def tokens_loss(regions: Tensor, owners: Tensor, target_tokens: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Every region of a target finds its image among the batch through the target tokens, as a query would.
+def tokens_loss(regions: Tensor, owners: Tensor, tokens: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Every region of a target finds its own place in the batch through the tokens of each, as a query would.
 
-    Trains cross-attention and `vision_proj`: the gallery's embedding itself. Regions (N, E) and tokens (B, Q, E) are
-    L2-normalised; `same` (B, B) marks places with the same image, which are no negatives.
+    With target tokens this is `tokens`: it trains cross-attention and `vision_proj`, the gallery's embedding itself.
+    With the fused queries of reference and sentence it is `compose`: what the two are composed to must hold every
+    object of the target. It trains the fusion path. Regions (N, E) and tokens (B, Q, E) are L2-normalised; `same`
+    (B, B) marks places with the same target image, which are no negatives.
     """
-    cosines = regions @ target_tokens.flatten(0, 1).T  # (N, E) x (E, B Q) -> (N, B Q)
-    scores = cosines.view(len(regions), *target_tokens.shape[:2]).amax(dim=2)  # -> (N, B)
+    cosines = regions @ tokens.flatten(0, 1).T  # (N, E) x (E, B Q) -> (N, B Q)
+    scores = cosines.view(len(regions), *tokens.shape[:2]).amax(dim=2)  # -> (N, B)
     return _contrast(scores * scale, owners, same[owners])
 
 
