@@ -49,6 +49,12 @@ def _add_model_flags(group) -> None:
 
 def _add_training_flags(group) -> None:
     group.add_argument("--num-epochs", type=int, help="epochs (default: CIRR 50, FashionIQ 30)")
+    group.add_argument(
+        "--schedule-epochs",
+        type=int,
+        help="epochs that the learning rate is planned for (default: CIRR 80, or the epochs if they are more; FashionIQ"
+        " the epochs)",
+    )
     group.add_argument("--batch-size", type=int, help="triplets in a step")
     group.add_argument("--learning-rate", type=float, help="peak of the schedule (default: CIRR 1e-5, FashionIQ 2e-5)")
     group.add_argument(
@@ -80,6 +86,12 @@ def _add_region_flags(group) -> None:
         type=float,
         help="constant weight of the region loss (default: the objective's own: pairs 0.1; tokens and query 0.5,"
         " falling to 0 at half time)",
+    )
+    group.add_argument(
+        "--loss-region-until",
+        type=float,
+        metavar="PART",
+        help="with --loss-region: its weight falls linearly to 0 at this part of the training (default: constant)",
     )
     group.add_argument("--max-regions", type=int, help="most regions of an image, the largest first")
 

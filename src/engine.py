@@ -120,7 +120,7 @@ class Optimization:
             self.optimizer,
             max_lr=config.learning_rate,
             steps_per_epoch=steps_per_epoch,
-            **config.preset.schedule(config.num_epochs),
+            **config.schedule(),
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype is torch.float16)
 

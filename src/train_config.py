@@ -127,6 +127,7 @@ class TrainConfig:
     weights: str | None = None
     drop_region_proj: bool = False
     num_epochs: int | None = None
+    schedule_epochs: int | None = None
     batch_size: int = 128
     learning_rate: float | None = None
     loss_rtc: float | None = None
@@ -135,6 +136,7 @@ class TrainConfig:
     use_region_loss: bool = False
     region_objective: str = "tokens"
     loss_region: float | None = None
+    loss_region_until: float | None = None
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -158,6 +160,8 @@ class TrainConfig:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
         if self.num_workers < 0 or (self.max_triplets is not None and self.max_triplets < 1):
             raise InputError("--num-workers must be at least 0 and --max-triplets at least 1")
+        if self.schedule_epochs is not None and self.schedule_epochs < self.num_epochs:
+            raise InputError(f"--schedule-epochs {self.schedule_epochs} is less than the {self.num_epochs} epochs to run")
         self._check_regions()
         save_interval(self.save_every)
         if self.gallery not in (("split", "captions") if self.preset.tag == "fiq" else ("split",)):
@@ -179,6 +183,8 @@ class TrainConfig:
             raise InputError("--box-file has no effect without --use-region-loss: give both, or neither")
         if self.loss_region is not None and not (self.use_region_loss and self.loss_region >= 0):
             raise InputError("--loss-region is a weight of at least 0, for runs with --use-region-loss")
+        if self.loss_region_until is not None and not (self.loss_region is not None and 0 < self.loss_region_until <= 1):
+            raise InputError("--loss-region-until is a part of the training, above 0 and up to 1, beside --loss-region")
         if self.max_regions < 1:
             raise InputError(f"--max-regions must be at least 1, not {self.max_regions}")
 
@@ -186,9 +192,15 @@ class TrainConfig:
         """Name of a loss -> its weight at `progress`, 0 to 1. A loss without a weight is an error of the engine."""
         weights = {"loss_itc": 1.0, "loss_rtc": self.loss_rtc, "loss_align": self.loss_align}
         if self.use_region_loss:
-            own = REGION_WEIGHTS[self.region_objective]
-            weights["loss_region"] = own.at(progress) if self.loss_region is None else self.loss_region
+            given = RegionWeight(self.loss_region, self.loss_region_until)
+            own = REGION_WEIGHTS[self.region_objective] if self.loss_region is None else given
+            weights["loss_region"] = own.at(progress)
         return weights
+
+    def schedule(self) -> dict[str, float]:
+        """Arguments of OneCycleLR but its peak and the steps of an epoch."""
+        planned = self.preset.schedule(self.num_epochs)
+        return planned if self.schedule_epochs is None else planned | {"epochs": self.schedule_epochs}
 
     @property
     def protocol(self) -> str:

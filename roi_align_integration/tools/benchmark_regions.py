@@ -1,0 +1,344 @@
+"""Do regions raise recall? Trains with each region objective, its controls and baselines, over paired seeds.
+
+Without --data-path on generated scenes with a small model: a frozen ViT, cached features, data and weights varying
+together with the seed. With it on CIRR. Every finished run is appended to a CSV file, and what stands there is not run
+again, so that the table can be made over several sittings. A run that was interrupted goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from threading import Lock
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOLS = REPOSITORY / "roi_align_integration" / "tools"
+sys.path[:0] = [str(REPOSITORY / "src"), str(TOOLS)]
+
+from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
+from region_arms import ARMS, WINNER, BoxSource, Weight, box_file_of, image_paths  # noqa: E402
+from region_table import METRICS, Row, against, append_rows, markdown, plot, read_rows  # noqa: E402
+
+from lavis.common.errors import InputError  # noqa: E402
+from lavis.common.files import read_json, write_atomically  # noqa: E402
+from train_config import TrainConfig  # noqa: E402
+from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+
+DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
+CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
+# Tuned on seeds that no reported run has.
+REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
+LEARNING_RATES = (2e-3, 1e-3, 3e-3)
+# Validated in every fourth epoch from epoch 0 on: 4 n + 1 epochs end with a validation.
+EPOCHS, QUICK_EPOCHS, LONGER_EPOCHS, VALIDATED = 33, 17, 49, 4
+DEMO = {"images": 3000, "triplets": 6000, "val_images": 1260, "val_triplets": 4000}
+DEMO_REST = {"test_images": 6, "test_triplets": 2}
+CONTROLS = ["none", "permuted", "whole", "grid"]
+LATER_VALIDATION = 7  # of 50 epochs on CIRR, the last among them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm with a setting and a seed. `stage` is report, tune, longer or quick."""
+
+    stage: str
+    arm: str
+    seed: int
+    learning_rate: float
+    weight: Weight | None
+    epochs: int
+
+    @property
+    def key(self) -> tuple:
+        return self.stage, self.arm, self.seed, self.learning_rate, str(self.weight or "")
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(part).replace(" ", "_") for part in self.key if part != "")
+
+
+def trials(arm: str) -> list[tuple[float, Weight | None]]:
+    """The settings that an arm is tuned over, as many for every arm: learning rates, or weights of its region loss."""
+    if ARMS[arm].objective is None:
+        return [(rate, None) for rate in LEARNING_RATES]
+    return [(LEARNING_RATES[0], weight) for weight in ARMS[arm].weights]
+
+
+def chosen_setting(arm: str, rows: list[Row]) -> tuple[float, Weight | None]:
+    """The trial of the best mean recall@1 at the last step of the tuning runs; the first where there are none."""
+
+    def score(trial: tuple[float, Weight | None]) -> float:
+        found = [r.recall_at1 for r in rows if r.stage == "tune" and r.arm == arm and r.step == r.steps
+                 and r.setting == (trial[0], str(trial[1] or ""))]  # fmt: skip
+        return sum(found) / len(found) if found else -1.0
+
+    return max(trials(arm), key=score)
+
+
+def plan(args: argparse.Namespace, rows: list[Row]) -> list[Job]:
+    """The runs that are asked for and are not in the CSV file, seed by seed, so that a part of them is paired."""
+    jobs = []
+    for seed in args.seeds:
+        for arm in args.arms:
+            settings = trials(arm) if args.stage == "tune" else [chosen_setting(arm, rows)]
+            if args.data_path is not None:
+                settings = [(args.learning_rate, weight) for _, weight in settings]
+            jobs += [Job(args.stage, arm, seed, *setting, args.num_epochs) for setting in settings]
+    done = {(r.stage, r.arm, r.seed, *r.setting) for r in rows if r.step == r.steps}
+    return [job for job in jobs if job.key not in done]
+
+
+class Demo:
+    """Generated scenes: a dataset, its boxes and its feature cache for every seed."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.folder, self.device = args.folder / "demo", args.device
+
+    def prepare(self, seed: int) -> None:
+        """Make the dataset and the feature cache of a seed where they are not there."""
+        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, **DEMO_REST, seed=seed))
+        fill_cache(TrainConfig(**self.settings(seed)))
+
+    def root(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}"
+
+    def true_boxes(self, seed: int) -> Path:
+        return self.root(seed) / "boxes" / "cirr_boxes_train.json"
+
+    def settings(self, seed: int) -> dict:
+        return {
+            "dataset": "CIRR",
+            "data_path": self.root(seed),
+            "backbone": str(TOOLS / "benchmark_model.yaml"),
+            "weights": "random",
+            "batch_size": 64,
+            "num_workers": 0,
+            "feature_cache": str(self.folder / "features"),
+            "device": self.device,
+            "validation_frequency": VALIDATED,
+        }
+
+
+class Cirr:
+    """CIRR itself, or another dataset in its layout: one for all seeds, with upstream's settings."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+
+    def prepare(self, seed: int) -> None:
+        fill_cache(TrainConfig(**self.settings(seed)))
+
+    def root(self, seed: int) -> Path:
+        return self.args.data_path
+
+    def true_boxes(self, seed: int) -> Path:
+        return self.args.box_file
+
+    def settings(self, seed: int) -> dict:
+        return {
+            "dataset": "CIRR",
+            "data_path": self.args.data_path,
+            "backbone": self.args.backbone,
+            "weights": self.args.weights,
+            "feature_cache": str(self.args.folder / "features"),
+            "device": self.args.device,
+            "batch_size": self.args.batch_size,
+            "validation_frequency": LATER_VALIDATION,
+        }
+
+
+def fill_cache(config: TrainConfig) -> None:
+    """Build the feature cache before runs that read it at the same time."""
+    import torch
+
+    from dataset_catalog import open_galleries, open_triplets
+    from engine import choose_runtime
+    from feature_cache import use_feature_cache
+    from lavis.models import load_model
+    from preprocess import build_preprocess
+
+    torch.manual_seed(0)
+    device = choose_runtime(config.device).device
+    model = load_model(config.blip_model_name, config.backbone, is_eval=True, device=device, weights=config.weights)
+    preprocess = build_preprocess(config.transform, config.target_ratio, model.config.vision.image_size)
+    use_feature_cache(config, model, device, open_triplets(config, preprocess), *open_galleries(config, preprocess).values())
+
+
+def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
+    """The settings of a run, as keywords of `TrainConfig`."""
+    arm, root = ARMS[job.arm], source.root(job.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    boxes = BoxSource(job.seed, image_paths(root))
+    box_file = box_file_of(job.arm, source.true_boxes(job.seed), boxes, folder)
+    settings = source.settings(job.seed) | {
+        "seed": job.seed,
+        "num_epochs": job.epochs,
+        "learning_rate": job.learning_rate,
+        "blip_model_name": arm.model,
+        "output_folder": folder,
+    }
+    if isinstance(source, Demo):
+        settings["schedule_epochs"] = job.epochs
+    if box_file is not None:
+        settings |= {"use_region_loss": True, "region_objective": arm.objective, "max_regions": arm.max_regions,
+                     "box_file": box_file, "loss_region": job.weight.start,
+                     "loss_region_until": job.weight.until}  # fmt: skip
+    return settings
+
+
+def train_job(folder: Path) -> None:
+    """In a process of its own: train as `settings.json` in the folder says, or go on with it."""
+    from resume import find_run
+    from training_run import run_training
+
+    settings = read_json(folder / "settings.json", dict, "remove the folder")
+    paths = ("data_path", "output_folder", "box_file")
+    config = TrainConfig(**settings | {name: Path(settings[name]) for name in paths if settings.get(name)})
+    run_training(config, find_run("auto", config))
+
+
+def run_job(job: Job, source: Demo | Cirr, args: argparse.Namespace) -> list[Row]:
+    """Train in a process of its own -> its rows. Raises InputError that names the log where it fails."""
+    folder, start = args.folder / "runs" / job.name, time.perf_counter()
+    settings = job_settings(job, source, folder)
+    write_atomically(folder / "settings.json", json.dumps(settings, default=str))
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
+    with (folder / "log.txt").open("ab") as log:
+        command = [sys.executable, __file__, "--train-job", str(folder)]
+        status = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+    if status:
+        raise InputError(f"{job.name} failed, status {status}: see {folder / 'log.txt'}")
+    return job_rows(job, settings, folder, time.perf_counter() - start)
+
+
+def job_rows(job: Job, settings: dict, folder: Path, seconds: float) -> list[Row]:
+    """A row for every validation of a finished run."""
+    import csv
+
+    (run_folder,) = {path.parent for path in folder.glob("*/training_state.pt")}
+    steps = steps_of_an_epoch(settings)
+    with (run_folder / "validation_metrics.csv").open(encoding="utf-8", newline="") as file:
+        validations = list(csv.DictReader(file))
+    shared = {"stage": job.stage, "arm": job.arm, "seed": job.seed, "learning_rate": job.learning_rate}
+    shared |= {"loss_region": str(job.weight or ""), "steps": job.epochs * steps, "seconds": round(seconds)}
+    shared |= {"machine": machine_name(settings["device"]), "date": date.today().isoformat()}
+    return [
+        Row(**shared, step=(int(v["epoch"]) + 1) * steps, **{metric: round(float(v[metric]), 3) for metric in METRICS})
+        for v in validations
+    ]
+
+
+def steps_of_an_epoch(settings: dict) -> int:
+    captions = Path(settings["data_path"]) / "cirr" / "captions" / "cap.rc2.train.json"
+    return len(json.loads(captions.read_text(encoding="utf-8"))) // TrainConfig(**settings).batch_size
+
+
+def machine_name(device: str) -> str:
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} torch {torch.__version__}"
+    return f"{os.cpu_count()} {platform.machine()} cores torch {torch.__version__}"
+
+
+def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> None:
+    """Run the jobs, `--workers` at a time, and append the rows of each as it ends."""
+    lock, done = Lock(), []
+
+    def run_one(job: Job) -> None:
+        rows = run_job(job, source, args)
+        with lock:
+            append_rows(args.csv, rows)
+            done.append(job)
+            last = rows[-1]
+            print(f"{len(done)}/{len(jobs)} {job.name}: R@1 {last.recall_at1:.2f}, R@5 {last.recall_at5:.2f},"
+                  f" Rsubset@1 {last.group_recall_at1:.2f}, {last.seconds:.0f} s", flush=True)  # fmt: skip
+
+    for seed in dict.fromkeys(job.seed for job in jobs):
+        source.prepare(seed)
+    with ThreadPoolExecutor(args.workers) as pool:
+        futures = [pool.submit(run_one, job) for job in jobs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """The tables and the plot of one stage's rows, beside the CSV file and on the screen."""
+    rows = [row for row in read_rows(args.csv) if row.stage == args.stage]
+    text = f"{markdown(rows)}\n\n{against(rows, WINNER, CONTROLS)}\n"
+    write_atomically(args.csv.with_suffix(".md"), text)
+    picture = args.csv.with_suffix(".png")
+    print(text)
+    plot(rows, picture)
+    print(f"rows {args.csv}\ntable {args.csv.with_suffix('.md')}\nplot {picture}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), help="rows of the table (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="paired seeds (default: 0 to 7; to tune 100)")
+    stage = parser.add_mutually_exclusive_group()
+    stage.add_argument("--tune", dest="stage", action="store_const", const="tune", help="try the settings of every arm")
+    stage.add_argument("--longer", dest="stage", action="store_const", const="longer", help="half as many steps more")
+    stage.add_argument("--quick", dest="stage", action="store_const", const="quick", help="a smaller table, 20 minutes")
+    parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
+    parser.add_argument("--csv", type=Path, help=f"rows of finished runs (default: {CSV.relative_to(REPOSITORY)})")
+    parser.add_argument("--folder", type=Path, default=DATA, help="data, features and runs; kept")
+    parser.add_argument("--workers", type=positive_int, help="runs at a time (default: CPU cores, or 1 with CUDA)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    real, cirr = parser.add_argument_group("on CIRR"), TrainConfig("CIRR")
+    real.add_argument("--data-path", type=Path, help="folder of CIRR; without it the scenes are generated")
+    real.add_argument("--box-file", type=Path, help="boxes of its training images")
+    real.add_argument("--backbone", default="pretrain", help="as in blip_fine_tune_2.py")
+    real.add_argument("--weights", help="as in blip_fine_tune_2.py")
+    real.add_argument("--num-epochs", type=positive_int, help="epochs of every run")
+    real.add_argument("--batch-size", type=positive_int, default=cirr.batch_size, help="triplets in a step")
+    real.add_argument("--learning-rate", type=float, default=cirr.learning_rate, help="peak of the schedule")
+    parser.add_argument("--train-job", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    return parser
+
+
+def complete(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what depends on other flags. Raises InputError for flags that do not go together."""
+    import torch
+
+    args.stage = args.stage or "report"
+    cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
+    args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
+    if (args.data_path is None) != (args.box_file is None):
+        raise InputError("give --data-path and --box-file together, or neither for generated scenes")
+    quick = args.stage == "quick"
+    few = ["none", WINNER, "permuted"] if quick else ["none"] if args.stage == "longer" else list(ARMS)
+    args.arms = args.arms or few
+    args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 4 if quick else None])
+    epochs = {"quick": QUICK_EPOCHS, "longer": LONGER_EPOCHS}.get(args.stage, EPOCHS)
+    args.num_epochs = args.num_epochs or (epochs if args.data_path is None else TrainConfig("CIRR").num_epochs)
+    args.csv = args.csv or (CSV if args.data_path is None and not quick else args.folder / f"{args.stage}.csv")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is missing, and report. Raises InputError for wrong flags, a wrong CSV file, or a run that fails."""
+    args = build_parser().parse_args(argv)
+    if args.train_job:
+        return train_job(args.train_job)
+    args = complete(args)
+    source = Demo(args) if args.data_path is None else Cirr(args)
+    if not args.table:
+        run_all(plan(args, read_rows(args.csv)), source, args)
+    return write_report(args) if args.stage in ("report", "quick") else None
+
+
+if __name__ == "__main__":
+    run_main(main)

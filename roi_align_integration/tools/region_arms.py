@@ -1,0 +1,167 @@
+"""The arms of a comparison of region losses: what each trains with, its box file, and the settings to tune it over."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from saliency_boxes import boxes_of_file
+
+from lavis.common.errors import InputError
+from lavis.common.files import write_atomically
+from lavis.common.registry import registry
+from lavis.datasets.region_boxes import Region, load_boxes, save_boxes
+from lavis.models import Blip2QformerCirAlignPrompt
+
+Boxes = dict[str, list[Region]]
+WINNER = "compose"
+
+
+@registry.register_model("blip2_cir_text_only")
+class TextOnly(Blip2QformerCirAlignPrompt):
+    """A baseline that sees no reference image, in training and retrieval."""
+
+    def _fuse(self, reference_embeds, input_ids, text_mask):
+        return super()._fuse(torch.zeros_like(reference_embeds), input_ids, text_mask)
+
+
+@registry.register_model("blip2_cir_image_only")
+class ImageOnly(Blip2QformerCirAlignPrompt):
+    """A baseline that reads no sentence, in training and retrieval."""
+
+    def tokenize(self, captions):
+        return super().tokenize([""] * len(captions))
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One setting of the region loss to try: its weight, falling linearly to 0 at `until`, or constant."""
+
+    start: float
+    until: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.start:g}" if self.until is None else f"{self.start:g} to 0 at {self.until:g}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one row of the table trains with; `objective` None is SPRC without regions.
+
+    `weights` are the settings to try, the first of which is taken where nothing was tuned; an arm without regions tries
+    as many learning rates. `make_boxes` makes the arm's box file out of the true one.
+    """
+
+    title: str
+    objective: str | None = None
+    weights: tuple[Weight, ...] = ()
+    make_boxes: Callable[[Boxes, "BoxSource"], Boxes] | None = None
+    max_regions: int = 5
+    model: str = "blip2_cir_align_prompt"
+
+
+@dataclass(frozen=True)
+class BoxSource:
+    """What a box maker may need: the seed, and where the image of a name lies."""
+
+    seed: int
+    image_path: Callable[[str], Path]
+
+    def rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed}/{purpose}")
+
+
+def permuted(boxes: Boxes, source: BoxSource) -> Boxes:
+    """Every image has the boxes of another one: the same boxes, none where it belongs."""
+    names = list(boxes)
+    source.rng("permuted").shuffle(names)
+    return {name: boxes[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
+
+
+def whole_image(boxes: Boxes, source: BoxSource) -> Boxes:
+    """One box, the whole image."""
+    return {name: [Region((0.0, 0.0, 1.0, 1.0))] for name in boxes}
+
+
+def fixed_grid(boxes: Boxes, source: BoxSource) -> Boxes:
+    """Nine boxes, the same 3 x 3 raster on every image."""
+    raster = [Region((x / 3, y / 3, (x + 1) / 3, (y + 1) / 3)) for y in range(3) for x in range(3)]
+    return dict.fromkeys(boxes, raster)
+
+
+def detector_like(
+    boxes: Boxes, source: BoxSource, jitter: float = 0.1, missed: float = 0.2, spurious: float = 0.2
+) -> Boxes:
+    """Boxes as a detector finds them: every border moved by a normal `jitter` of the box's side, a part of them missed,
+    and now and then a box where nothing is.
+    """
+    rng = source.rng("detector")
+    return {name: list(_detected(regions, rng, jitter, missed, spurious)) for name, regions in boxes.items()}
+
+
+def _detected(regions: list[Region], rng: random.Random, jitter: float, missed: float, spurious: float):
+    for region in regions:
+        if rng.random() >= missed:
+            yield _jittered(region, rng, jitter)
+        if rng.random() < spurious:
+            x, y = rng.uniform(0, 0.7), rng.uniform(0, 0.7)
+            yield Region((x, y, x + rng.uniform(0.1, 0.3), y + rng.uniform(0.1, 0.3)))
+
+
+def _jittered(region: Region, rng: random.Random, jitter: float) -> Region:
+    """The region with moved borders, inside the image; the region itself where nothing would be left of it."""
+    x1, y1, x2, y2 = region.box
+    sides = (x2 - x1, y2 - y1) * 2
+    moved = [
+        min(1.0, max(0.0, border + rng.gauss(0, jitter) * side))
+        for border, side in zip(region.box, sides, strict=True)
+    ]
+    return Region(tuple(moved)) if moved[0] < moved[2] and moved[1] < moved[3] else region
+
+
+def salient(boxes: Boxes, source: BoxSource) -> Boxes:
+    """The boxes that the saliency method finds."""
+    found = {name: boxes_of_file(source.image_path(name), min_area=0.005, max_boxes=5) for name in boxes}
+    for name, regions in found.items():
+        if isinstance(regions, str):
+            raise InputError(f"image {name!r} at {source.image_path(name)}: {regions}")
+    return found
+
+
+LARGE = (Weight(0.5), Weight(1.0), Weight(0.5, 0.5))
+SMALL = (Weight(0.5, 0.5), Weight(0.1), Weight(0.5))
+_winner = partial(Arm, objective=WINNER, weights=LARGE)
+ARMS = {
+    "none": Arm("no regions (SPRC)"),
+    "pairs": Arm("`pairs`", "pairs", (Weight(0.1), Weight(0.5), Weight(0.5, 0.5))),
+    "tokens": Arm("`tokens`", "tokens", SMALL),
+    "query": Arm("`query`", "query", SMALL),
+    WINNER: _winner(f"`{WINNER}`"),
+    "permuted": _winner(f"`{WINNER}`, boxes permuted between images", make_boxes=permuted),
+    "whole": _winner(f"`{WINNER}`, one box, the whole image", make_boxes=whole_image),
+    "grid": _winner(f"`{WINNER}`, a fixed 3x3 grid", make_boxes=fixed_grid, max_regions=9),
+    "detector": _winner(f"`{WINNER}`, detector-like boxes", make_boxes=detector_like),
+    "saliency": _winner(f"`{WINNER}`, saliency boxes", make_boxes=salient),
+    "text": Arm("sentence only", model="blip2_cir_text_only"),
+    "image": Arm("reference image only", model="blip2_cir_image_only"),
+}
+
+
+def box_file_of(name: str, true_file: Path, source: BoxSource, folder: Path) -> Path | None:
+    """The box file of an arm, made where it is not there; None for an arm without regions."""
+    arm = ARMS[name]
+    if arm.objective is None or arm.make_boxes is None:
+        return None if arm.objective is None else true_file
+    path = folder / f"boxes_{name}.json"
+    if not path.is_file():
+        save_boxes(path, arm.make_boxes(load_boxes(true_file), source))
+    return path
+
+
+def image_paths(data_path: Path) -> Callable[[str], Path]:
+    """Where the training image of a name lies, in CIRR's layout."""
+    split = json.loads((data_path / "cirr" / "image_splits" / "split.rc2.train.json").read_text(encoding="utf-8"))
+    return lambda name: data_path / split[name]

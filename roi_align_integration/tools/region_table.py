@@ -1,0 +1,177 @@
+"""Results of a comparison of region losses: a CSV file of validations, and the table and plot made out of it."""
+
+import csv
+import io
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from region_arms import ARMS
+
+from lavis.common.errors import InputError
+from lavis.common.files import write_atomically
+
+METRICS = {"recall_at1": "R@1", "recall_at5": "R@5", "recall_at10": "R@10", "group_recall_at1": "Rsubset@1"}
+BASELINE = "none"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One validation of one run; recalls in percent. `steps` are the run's, `step` those that were done."""
+
+    stage: str
+    arm: str
+    seed: int
+    learning_rate: float
+    loss_region: str
+    steps: int
+    step: int
+    recall_at1: float
+    recall_at5: float
+    recall_at10: float
+    group_recall_at1: float
+    seconds: float
+    machine: str
+    date: str
+
+    @property
+    def setting(self) -> tuple[float, str]:
+        return self.learning_rate, self.loss_region
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file, none where it is not there. Raises InputError that names the line."""
+    if not path.is_file():
+        return []
+    kinds, rows = {field.name: field.type for field in fields(Row)}, []
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, entry in enumerate(csv.DictReader(file), start=2):
+            try:
+                rows.append(Row(**{name: kinds[name](value) for name, value in entry.items()}))
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{path}, line {number}: {error!r}: remove the line, or the file") from error
+    return rows
+
+
+def append_rows(path: Path, rows: list[Row]) -> None:
+    """Add rows at the end; the file is whole at any moment."""
+    text = path.read_bytes().decode("utf-8") if path.is_file() else ""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
+    if not text:
+        writer.writeheader()
+    writer.writerows(map(asdict, rows))
+    write_atomically(path, text + buffer.getvalue())
+
+
+def final_rows(rows: list[Row]) -> dict[str, dict[int, Row]]:
+    """Arm -> seed -> the last step's row. Raises InputError where an arm was run with two settings."""
+    finals: dict[str, dict[int, Row]] = defaultdict(dict)
+    settings: dict[str, tuple] = {}
+    for row in rows:
+        kind = (*row.setting, row.steps)
+        if settings.setdefault(row.arm, kind) != kind:
+            raise InputError(
+                f"arm {row.arm} has rows of two settings, {settings[row.arm]} and {kind}: keep one of them in the CSV file"
+            )
+        if row.step == row.steps:
+            finals[row.arm][row.seed] = row
+    return dict(finals)
+
+
+def paired_difference(first: dict[int, Row], second: dict[int, Row], metric: str) -> tuple[float, float]:
+    """Mean of `first` - `second` over the seeds of both, and the half width of its 95 % interval (Student's t)."""
+    from scipy.stats import t
+
+    seeds = sorted(first.keys() & second.keys())
+    differences = [getattr(first[seed], metric) - getattr(second[seed], metric) for seed in seeds]
+    if len(differences) < 2:
+        return statistics.fmean(differences) if differences else math.nan, math.inf
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.fmean(differences), float(t.ppf(0.975, len(differences) - 1)) * error
+
+
+def mean_curve(rows: list[Row], arm: str, metric: str) -> tuple[list[int], list[float]]:
+    """Steps, and the metric's mean over the seeds at each."""
+    values = defaultdict(list)
+    for row in rows:
+        if row.arm == arm:
+            values[row.step].append(getattr(row, metric))
+    steps = sorted(values)
+    return steps, [statistics.fmean(values[step]) for step in steps]
+
+
+def steps_to_reach(rows: list[Row], arm: str, recall: float) -> float:
+    """After how many steps the mean R@1 first is `recall`, linear between validations; infinity where it never is."""
+    steps, means = mean_curve(rows, arm, "recall_at1")
+    before_step, before = 0, 0.0
+    for step, mean in zip(steps, means, strict=True):
+        if mean >= recall:
+            return before_step + (step - before_step) * (recall - before) / (mean - before)
+        before_step, before = step, mean
+    return math.inf
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table: means, paired differences to the baseline, seeds, and the steps to its final R@1."""
+    finals = final_rows(rows)
+    if BASELINE not in finals:
+        raise InputError(f"the CSV file has no finished run of the arm {BASELINE}: run it first")
+    goal = statistics.fmean(row.recall_at1 for row in finals[BASELINE].values())
+    names = list(METRICS.values())
+    header = ["arm", "seeds", *names, *(f"Δ {name}" for name in names), "steps to the baseline's R@1"]
+    lines = [header, ["---"] * len(header)]
+    for arm in (name for name in ARMS if name in finals):
+        lines.append([ARMS[arm].title, str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, arm, goal)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(finals: dict[str, dict[int, Row]], arm: str) -> list[str]:
+    means = [statistics.fmean(getattr(row, metric) for row in finals[arm].values()) for metric in METRICS]
+    differences = [paired_difference(finals[arm], finals[BASELINE], metric) for metric in METRICS]
+    shown = ["" if arm == BASELINE else difference_text(*pair) for pair in differences]
+    return [f"{mean:.2f}" for mean in means] + shown
+
+
+def difference_text(mean: float, half_width: float) -> str:
+    if math.isnan(mean):
+        return "no seed in common"
+    return f"{mean:+.2f}" + (f" ± {half_width:.2f}" if math.isfinite(half_width) else " (one seed)")
+
+
+def _steps_cell(rows: list[Row], arm: str, goal: float) -> str:
+    steps, total = steps_to_reach(rows, arm, goal), max(row.steps for row in rows if row.arm == arm)
+    return f"{steps:.0f} of {total}" if math.isfinite(steps) else "never"
+
+
+def against(rows: list[Row], arm: str, controls: list[str]) -> str:
+    """A second table: what `arm` gains over each control, seed by seed."""
+    finals = final_rows(rows)
+    lines = [["compared with", "seeds", *(f"Δ {name}" for name in METRICS.values())]]
+    lines.append(["---"] * len(lines[0]))
+    for control in (name for name in controls if name in finals and arm in finals and name != arm):
+        shared = finals[arm].keys() & finals[control].keys()
+        cells = [difference_text(*paired_difference(finals[arm], finals[control], metric)) for metric in METRICS]
+        lines.append([ARMS[control].title, str(len(shared)), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Mean R@1 against steps for every arm. Raises InputError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("the plot needs matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    present = [arm for arm in ARMS if any(row.arm == arm for row in rows)]
+    for number, arm in enumerate(present):
+        steps, means = mean_curve(rows, arm, "recall_at1")
+        style = "--" if ARMS[arm].make_boxes else ":" if ARMS[arm].objective is None and arm != BASELINE else "-"
+        axes.plot(steps, means, style, label=ARMS[arm].title, color=f"C{number % 10}" if number else "black")
+    axes.set(xlabel="training steps", ylabel="recall@1 on validation, % (mean over seeds)", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
