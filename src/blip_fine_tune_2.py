@@ -55,6 +55,12 @@ def _add_training_flags(group) -> None:
         help="epochs that the learning rate is planned for (default: CIRR 80, or the epochs if they are more; FashionIQ"
         " the epochs)",
     )
+    group.add_argument(
+        "--warmup",
+        type=float,
+        metavar="PART",
+        help="part of the schedule in which the learning rate rises (default: CIRR 1/50; FashionIQ 1.5 epochs)",
+    )
     group.add_argument("--batch-size", type=int, help="triplets in a step")
     group.add_argument("--learning-rate", type=float, help="peak of the schedule (default: CIRR 1e-5, FashionIQ 2e-5)")
     group.add_argument(

@@ -128,6 +128,7 @@ class TrainConfig:
     drop_region_proj: bool = False
     num_epochs: int | None = None
     schedule_epochs: int | None = None
+    warmup: float | None = None
     batch_size: int = 128
     learning_rate: float | None = None
     loss_rtc: float | None = None
@@ -160,8 +161,7 @@ class TrainConfig:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
         if self.num_workers < 0 or (self.max_triplets is not None and self.max_triplets < 1):
             raise InputError("--num-workers must be at least 0 and --max-triplets at least 1")
-        if self.schedule_epochs is not None and self.schedule_epochs < self.num_epochs:
-            raise InputError(f"--schedule-epochs {self.schedule_epochs} is less than the {self.num_epochs} epochs to run")
+        self._check_schedule()
         self._check_regions()
         save_interval(self.save_every)
         if self.gallery not in (("split", "captions") if self.preset.tag == "fiq" else ("split",)):
@@ -170,6 +170,13 @@ class TrainConfig:
     @property
     def preset(self) -> Preset:
         return find_preset(self.dataset)
+
+    def _check_schedule(self) -> None:
+        planned = self.schedule_epochs
+        if planned is not None and planned < self.num_epochs:
+            raise InputError(f"--schedule-epochs {planned} is less than the {self.num_epochs} epochs to run")
+        if self.warmup is not None and not 0 < self.warmup < 1:
+            raise InputError(f"--warmup is a part of the schedule, between 0 and 1, not {self.warmup}")
 
     def _check_regions(self) -> None:
         if self.region_objective not in REGION_WEIGHTS:
@@ -183,7 +190,8 @@ class TrainConfig:
             raise InputError("--box-file has no effect without --use-region-loss: give both, or neither")
         if self.loss_region is not None and not (self.use_region_loss and self.loss_region >= 0):
             raise InputError("--loss-region is a weight of at least 0, for runs with --use-region-loss")
-        if self.loss_region_until is not None and not (self.loss_region is not None and 0 < self.loss_region_until <= 1):
+        until = self.loss_region_until
+        if until is not None and (self.loss_region is None or not 0 < until <= 1):
             raise InputError("--loss-region-until is a part of the training, above 0 and up to 1, beside --loss-region")
         if self.max_regions < 1:
             raise InputError(f"--max-regions must be at least 1, not {self.max_regions}")
@@ -200,7 +208,8 @@ class TrainConfig:
     def schedule(self) -> dict[str, float]:
         """Arguments of OneCycleLR but its peak and the steps of an epoch."""
         planned = self.preset.schedule(self.num_epochs)
-        return planned if self.schedule_epochs is None else planned | {"epochs": self.schedule_epochs}
+        given = {"epochs": self.schedule_epochs, "pct_start": self.warmup}
+        return planned | {name: value for name, value in given.items() if value is not None}
 
     @property
     def protocol(self) -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from threading import Lock
@@ -40,6 +40,7 @@ LEARNING_RATES = (2e-3, 1e-3, 3e-3)
 EPOCHS, QUICK_EPOCHS, LONGER_EPOCHS, VALIDATED = 33, 17, 49, 4
 DEMO = {"images": 3000, "triplets": 6000, "val_images": 1260, "val_triplets": 4000}
 DEMO_REST = {"test_images": 6, "test_triplets": 2}
+WARMUP = 0.1
 CONTROLS = ["none", "permuted", "whole", "grid"]
 LATER_VALIDATION = 7  # of 50 epochs on CIRR, the last among them
 
@@ -168,7 +169,8 @@ def fill_cache(config: TrainConfig) -> None:
     device = choose_runtime(config.device).device
     model = load_model(config.blip_model_name, config.backbone, is_eval=True, device=device, weights=config.weights)
     preprocess = build_preprocess(config.transform, config.target_ratio, model.config.vision.image_size)
-    use_feature_cache(config, model, device, open_triplets(config, preprocess), *open_galleries(config, preprocess).values())
+    galleries = open_galleries(config, preprocess).values()
+    use_feature_cache(config, model, device, open_triplets(config, preprocess), *galleries)
 
 
 def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
@@ -185,7 +187,7 @@ def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
         "output_folder": folder,
     }
     if isinstance(source, Demo):
-        settings["schedule_epochs"] = job.epochs
+        settings |= {"schedule_epochs": job.epochs, "warmup": WARMUP}
     if box_file is not None:
         settings |= {"use_region_loss": True, "region_objective": arm.objective, "max_regions": arm.max_regions,
                      "box_file": box_file, "loss_region": job.weight.start,

@@ -11,7 +11,6 @@ import torch
 from saliency_boxes import boxes_of_file
 
 from lavis.common.errors import InputError
-from lavis.common.files import write_atomically
 from lavis.common.registry import registry
 from lavis.datasets.region_boxes import Region, load_boxes, save_boxes
 from lavis.models import Blip2QformerCirAlignPrompt
@@ -116,8 +115,7 @@ def _jittered(region: Region, rng: random.Random, jitter: float) -> Region:
     x1, y1, x2, y2 = region.box
     sides = (x2 - x1, y2 - y1) * 2
     moved = [
-        min(1.0, max(0.0, border + rng.gauss(0, jitter) * side))
-        for border, side in zip(region.box, sides, strict=True)
+        min(1.0, max(0.0, border + rng.gauss(0, jitter) * side)) for border, side in zip(region.box, sides, strict=True)
     ]
     return Region(tuple(moved)) if moved[0] < moved[2] and moved[1] < moved[3] else region
 

@@ -74,7 +74,7 @@ def final_rows(rows: list[Row]) -> dict[str, dict[int, Row]]:
         kind = (*row.setting, row.steps)
         if settings.setdefault(row.arm, kind) != kind:
             raise InputError(
-                f"arm {row.arm} has rows of two settings, {settings[row.arm]} and {kind}: keep one of them in the CSV file"
+                f"arm {row.arm} has rows of two settings, {settings[row.arm]} and {kind}: keep one in the CSV file"
             )
         if row.step == row.steps:
             finals[row.arm][row.seed] = row
