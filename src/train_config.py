@@ -135,7 +135,7 @@ class TrainConfig:
     loss_align: float | None = None
     loss_itm: float = 1.0
     use_region_loss: bool = False
-    region_objective: str = "tokens"
+    region_objective: str = "compose"
     loss_region: float | None = None
     loss_region_until: float | None = None
     seed: int = 0

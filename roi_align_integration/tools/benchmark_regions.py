@@ -29,7 +29,7 @@ from region_table import METRICS, Row, against, append_rows, markdown, plot, rea
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import read_json, write_atomically  # noqa: E402
 from train_config import TrainConfig  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
 CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
@@ -151,6 +151,7 @@ class Cirr:
             "feature_cache": str(self.args.folder / "features"),
             "device": self.args.device,
             "batch_size": self.args.batch_size,
+            "num_workers": self.args.num_workers,
             "validation_frequency": LATER_VALIDATION,
         }
 
@@ -306,6 +307,9 @@ def build_parser() -> argparse.ArgumentParser:
     real.add_argument("--weights", help="as in blip_fine_tune_2.py")
     real.add_argument("--num-epochs", type=positive_int, help="epochs of every run")
     real.add_argument("--batch-size", type=positive_int, default=cirr.batch_size, help="triplets in a step")
+    real.add_argument(
+        "--num-workers", type=non_negative_int, default=cirr.num_workers, help="processes that load images"
+    )
     real.add_argument("--learning-rate", type=float, default=cirr.learning_rate, help="peak of the schedule")
     parser.add_argument("--train-job", type=Path, help=argparse.SUPPRESS)  # in a process of its own
     return parser
