@@ -32,6 +32,7 @@ case "$*" in
   *"-m pip install"*) eval "${PIP_DOES:-:}" ;;
   *yolo_boxes.py*) exit "${YOLO_STATUS:-2}" ;;
   *"import ultralytics"*) exit "${ULTRALYTICS_STATUS:-1}" ;;
+  *"import matplotlib"*) exit "${MATPLOTLIB_STATUS:-0}" ;;
   *get_weights.py*) says "${WEIGHTS_STATUS:-0}" "error: the weights' answer" ;;
   *blip_fine_tune_2.py*) echo "metrics"; echo "progress" >&2; exit "${TRAIN_STATUS:-0}" ;;
 esac
@@ -55,18 +56,19 @@ def test_scripts_that_are_run_directly_are_executable():
 def test_help_names_every_flag():
     answer = subprocess.run([AUTO_TRAIN, "--help"], capture_output=True, text=True)
     assert answer.returncode == 0
-    assert all(flag in answer.stdout for flag in ("--test", "--full", "--method", "--help"))
+    assert all(flag in answer.stdout for flag in ("--test", "--full", "--compare", "--method", "--help"))
 
 
 @pytest.mark.parametrize(
     "flags", [[], ["--tset"], ["--test", "--full"], ["--test", "10"], ["--method", "yolo"], ["--test", "--method"],
-              ["--test", "--method", "magic"]]
+              ["--test", "--method", "magic"], ["--test", "--compare"]]
 )  # fmt: skip
 def test_no_flag_and_wrong_flags_show_the_usage(flags):
     answer = bash(AUTO_TRAIN, *flags)
     assert answer.returncode == 2
     assert "usage:" in answer.stderr
-    assert "--method" in flags or not flags or f"unknown: {' '.join(flags)};" in answer.stderr
+    known = {"--method", "--compare"} & set(flags)
+    assert known or not flags or f"unknown: {' '.join(flags)};" in answer.stderr
 
 
 @pytest.fixture
@@ -335,6 +337,20 @@ def test_a_full_run_takes_the_defaults(project):
     boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
     assert call.endswith(f"--use-region-loss --box-file {boxes} --data-path {project}/cirr_dataset --save-training")
     assert calls(project, "get_weights.py --no-download") == 0
+
+
+def test_a_comparison_takes_the_place_of_the_training(project):
+    put_cirr(project)
+    answer = auto_train(project, "--full", "--compare", MATPLOTLIB_STATUS="1")
+    assert answer.returncode == 2
+    assert "--compare needs matplotlib in the active environment: pip install matplotlib" in answer.stderr
+    assert calls(project, "generate_cirr_boxes.py") == 0
+    answer = auto_train(project, "--full", "--compare")
+    assert answer.returncode == 0, answer.stderr
+    boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
+    assert calls(project, f"benchmark_regions.py --data-path {project}/cirr_dataset --box-file {boxes}") == 1
+    assert calls(project, "--arms none compose permuted --seeds 0 1 2") == 1
+    assert training_calls(project) == []
 
 
 def test_a_full_run_says_what_is_missing(project):

@@ -15,12 +15,15 @@ TRIAL_FLAGS=(--backbone pretrain --max-triplets "$TRIAL_TRIPLETS" --num-epochs 2
 
 usage() {
   cat <<'TEXT'
-usage: auto_train_with_boxes.sh --test | --full [--method yolo | saliency | hybrid]
+usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | saliency | hybrid]
 
   --test     a short run. With CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100 triplets,
              2 epochs. Without them: a generated demo dataset and the model `tiny`, on whatever device there is.
   --full     the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights
              that are not on this machine are downloaded.
+  --compare  with --full: instead of one training, several without regions, with them, and with boxes that belong to
+             other images, over three seeds; and a table of what the regions gain. Goes on where it was interrupted.
+             The frozen features are kept in roi_align_integration/data/compare_cirr (14 GB).
   --method   what makes the boxes. yolo: objects, by ultralytics, which is installed into .venv for it; saliency: what
              stands out, without any weights; hybrid: saliency where YOLO finds nothing. Without this flag: hybrid
              where ultralytics and models/yolo/yolov8n.pt are there, else saliency.
@@ -70,12 +73,17 @@ choose_method() {
     METHOD=saliency
     if "$PYTHON" "$HERE/yolo_boxes.py" >/dev/null 2>&1; then METHOD=hybrid; fi
     echo "boxes by $METHOD"
-  elif [[ "$METHOD" != saliency ]] && ! "$PYTHON" -c 'import ultralytics' 2>/dev/null; then
-    [[ "$PYTHON" == "$ROOT/.venv/"* ]] ||
-      fail "--method $METHOD needs ultralytics in the active environment: pip install ultralytics (AGPL-3.0)"
-    echo "installing ultralytics (AGPL-3.0) into $ROOT/.venv"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check ultralytics || fail "pip could not install ultralytics"
+  elif [[ "$METHOD" != saliency ]]; then
+    need_package ultralytics "--method $METHOD" " (AGPL-3.0)"
   fi
+}
+
+# need_package NAME WHAT [LICENCE]: installs a package that WHAT needs into our own .venv; elsewhere that is the user's.
+need_package() {
+  if "$PYTHON" -c "import $1" 2>/dev/null; then return; fi
+  [[ "$PYTHON" == "$ROOT/.venv/"* ]] || fail "$2 needs $1 in the active environment: pip install $1${3:-}"
+  echo "installing $1${3:-} into $ROOT/.venv"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check "$1" || fail "pip could not install $1"
 }
 
 # make_boxes DATASET FILE [FLAGS]: makes the box file, and a picture of its first images.
@@ -116,7 +124,14 @@ run_test() {
 run_full() {
   check_data
   [[ -z "$MISSING" ]] || fail $'--full needs what is not here:\n  '"$MISSING"
+  [[ -z "$COMPARE" ]] || need_package matplotlib --compare
   make_boxes "$CIRR" "$DATA/cirr_boxes_train"
+  if [[ -n "$COMPARE" ]]; then
+    step "train without and with regions on CIRR"
+    "$PYTHON" "$HERE/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
+      --arms none compose permuted --seeds 0 1 2
+    return
+  fi
   step "train and validate on CIRR"
   train --data-path "$CIRR" --save-training
 }
@@ -144,6 +159,7 @@ wrong_flags() {
 
 MODE=""
 METHOD=""
+COMPARE=""
 FLAGS="$*"
 while [[ $# -gt 0 ]]; do
   case "$1" in
@@ -151,6 +167,7 @@ while [[ $# -gt 0 ]]; do
       [[ -z "$MODE" ]] || wrong_flags "unknown: $FLAGS; give one of --test and --full"
       MODE="${1#--}"
       ;;
+    --compare) COMPARE=yes ;;
     --method)
       METHOD="${2:-}"
       [[ "$METHOD" =~ ^(yolo|saliency|hybrid)$ ]] || wrong_flags "--method is yolo, saliency or hybrid, not '$METHOD'"
@@ -165,6 +182,7 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 [[ -n "$MODE" ]] || wrong_flags "give one of --test, --full and --help"
+[[ -z "$COMPARE" || "$MODE" == full ]] || wrong_flags "--compare goes with --full"
 mkdir -p "$DATA"
 LOG="$DATA/training_$(date +%Y-%m-%d_%H-%M-%S).log"
 export PYTHONUNBUFFERED=1 # both streams go through pipes: keep their lines in order

@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 
@@ -319,6 +320,8 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what depends on other flags. Raises InputError for flags that do not go together."""
     import torch
 
+    if find_spec("matplotlib") is None:
+        raise InputError("the plot needs matplotlib: pip install matplotlib")
     args.stage = args.stage or "report"
     cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
     args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
