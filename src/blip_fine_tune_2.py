@@ -90,8 +90,8 @@ def _add_region_flags(group) -> None:
     group.add_argument(
         "--loss-region",
         type=float,
-        help="constant weight of the region loss (default: the objective's own: pairs 0.1; tokens and query 0.5,"
-        " falling to 0 at half time)",
+        help="weight of the region loss, constant (default: the objective's own: compose 0.5; pairs 0.1; tokens and"
+        " query 0.5, falling to 0 at half time)",
     )
     group.add_argument(
         "--loss-region-until",

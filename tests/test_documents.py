@@ -23,7 +23,8 @@ ELSEWHERE = ("data/", "models/", "cirr_dataset/", "fashionIQ_dataset/", "hub_fol
 # These take long, need weights or a network, or run this very suite: their flags are checked, and --help is run.
 LONG = ("auto_train_with_boxes.sh", "train_with_roi_align.sh", "blip_fine_tune_2.py", "blip_validate.py", "run.sh",
         "cirr_test_submission.py", "get_weights.py", "convert_weights.py", "compare_with_lavis.py",
-        "make_demo_dataset.py", "benchmark_metrics.py", "benchmark_region_cost.py", "benchmark_step.py")  # fmt: skip
+        "make_demo_dataset.py", "benchmark_metrics.py", "benchmark_region_cost.py", "benchmark_step.py",
+        "benchmark_regions.py")  # fmt: skip
 SECTIONS = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
 
 

@@ -25,7 +25,7 @@ sys.path[:0] = [str(REPOSITORY / "src"), str(TOOLS)]
 
 from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 from region_arms import ARMS, WINNER, BoxSource, Weight, box_file_of, image_paths  # noqa: E402
-from region_table import METRICS, Row, against, append_rows, markdown, plot, read_rows  # noqa: E402
+from region_table import METRICS, Row, against, append_rows, legend, markdown, plot, read_rows  # noqa: E402
 
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import read_json, write_atomically  # noqa: E402
@@ -278,14 +278,13 @@ def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> N
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """The tables and the plot of one stage's rows, beside the CSV file and on the screen."""
+    """The tables and the plot of one stage's rows, on the screen and in files."""
     rows = [row for row in read_rows(args.csv) if row.stage == args.stage]
-    text = f"{markdown(rows)}\n\n{against(rows, WINNER, CONTROLS)}\n"
-    write_atomically(args.csv.with_suffix(".md"), text)
-    picture = args.csv.with_suffix(".png")
-    print(text)
+    text = f"{markdown(rows)}\n\n{against(rows, WINNER, CONTROLS)}\n\n{legend(rows)}\n"
+    table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
+    write_atomically(table, text)
     plot(rows, picture)
-    print(f"rows {args.csv}\ntable {args.csv.with_suffix('.md')}\nplot {picture}")
+    print(f"{text}\nrows {args.csv}\ntable {table}\nplot {picture}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -115,16 +115,16 @@ def steps_to_reach(rows: list[Row], arm: str, recall: float) -> float:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table: means, paired differences to the baseline, seeds, and the steps to its final R@1."""
+    """The table: means in percent, paired differences to the baseline, seeds, and the steps to its final R@1."""
     finals = final_rows(rows)
     if BASELINE not in finals:
         raise InputError(f"the CSV file has no finished run of the arm {BASELINE}: run it first")
     goal = statistics.fmean(row.recall_at1 for row in finals[BASELINE].values())
     names = list(METRICS.values())
-    header = ["arm", "seeds", *names, *(f"Δ {name}" for name in names), "steps to the baseline's R@1"]
+    header = ["arm", "seeds", *names, *(f"Δ {name}" for name in names), "steps"]
     lines = [header, ["---"] * len(header)]
     for arm in (name for name in ARMS if name in finals):
-        lines.append([ARMS[arm].title, str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, arm, goal)])
+        lines.append([f"`{arm}`", str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, arm, goal)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -149,13 +149,19 @@ def _steps_cell(rows: list[Row], arm: str, goal: float) -> str:
 def against(rows: list[Row], arm: str, controls: list[str]) -> str:
     """A second table: what `arm` gains over each control, seed by seed."""
     finals = final_rows(rows)
-    lines = [["compared with", "seeds", *(f"Δ {name}" for name in METRICS.values())]]
+    lines = [[f"`{arm}` over", "seeds", *(f"Δ {name}" for name in METRICS.values())]]
     lines.append(["---"] * len(lines[0]))
     for control in (name for name in controls if name in finals and arm in finals and name != arm):
         shared = finals[arm].keys() & finals[control].keys()
         cells = [difference_text(*paired_difference(finals[arm], finals[control], metric)) for metric in METRICS]
-        lines.append([ARMS[control].title, str(len(shared)), *cells])
+        lines.append([f"`{control}`", str(len(shared)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def legend(rows: list[Row]) -> str:
+    """What the names of the arms mean."""
+    present = (arm for arm in ARMS if any(row.arm == arm for row in rows))
+    return "\n".join(f"- `{arm}`: {ARMS[arm].title}" for arm in present)
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -84,7 +84,10 @@ class Blip2QformerCirAlignPrompt(nn.Module):
 
     @property
     def region_objective(self) -> str:
-        """`pairs`, `tokens`, `query` or `compose`, see `region.py`. Setting another raises InputError."""
+        """`pairs`, `tokens`, `query` or `compose`, see `region.py`. Setting another raises InputError.
+
+        A model by itself has `tokens`, for which images and boxes are enough; a training chooses (`TrainConfig`).
+        """
         return self._region_objective
 
     @region_objective.setter
