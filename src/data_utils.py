@@ -65,6 +65,7 @@ class ImageDataset(Dataset):
         self.features = None  # a `feature_cache.FeatureCache` in the order of `names`, or None
         self.index_of = {name: index for index, name in enumerate(self.names)}
         self.max_regions = max_regions
+        self._moved: dict[str, tuple[Tensor, int]] = {}
 
     def __len__(self) -> int:
         return len(self.triplets if self.mode == "relative" else self.names)
@@ -87,7 +88,7 @@ class ImageDataset(Dataset):
         if self.max_regions < 1:
             raise InputError(f"--max-regions must be at least 1, not {self.max_regions}")
         names = (entry[key] for entry in self.triplets for key in (self.reference_key, self.target_key))
-        self.regions = regions_of(box_file, names, self.title)
+        self.regions, self._moved = regions_of(box_file, names, self.title), {}
 
     def triplet(self, index: int) -> Triplet:
         """Everything about a training triplet, with regions where there is a box file."""
@@ -106,13 +107,18 @@ class ImageDataset(Dataset):
 
     def load_regions(self, name: str) -> tuple[Tensor, Tensor, int]:
         """Image (3, S, S), its `max_regions` largest boxes (n, 4) in the input frame, and how many were dropped."""
-        raw_boxes = [region.box for region in self.regions.get(name, ())]
         if self.features is not None:
-            moved = self.preprocess.move_boxes(raw_boxes, *self.get_image_size(name))
-            return self.load_image(name), moved.boxes[: self.max_regions], moved.dropped
+            return self.load_image(name), *self._moved_regions(name, self.get_image_size(name))
         with self._open(name) as image:
-            moved = self.preprocess.move_boxes(raw_boxes, *image.size)
-            return self.preprocess(image), moved.boxes[: self.max_regions], moved.dropped
+            return self.preprocess(image), *self._moved_regions(name, image.size)
+
+    def _moved_regions(self, name: str, size: tuple[int, int]) -> tuple[Tensor, int]:
+        """An image's boxes in the input frame and how many were dropped: moved when they are first asked for."""
+        if name not in self._moved:
+            found = self.preprocess.move_boxes([region.box for region in self.regions.get(name, ())], *size)
+            self._moved[name] = found.boxes[: self.max_regions], found.dropped
+        boxes, dropped = self._moved[name]
+        return boxes.clone(), dropped
 
     def get_image_size(self, name: str) -> tuple[int, int]:
         """(width, height) of the raw image, in pixels. Raises InputError as `load_image`, and for an unknown name."""
@@ -419,7 +425,10 @@ class TrainingTriplets(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         found = self.dataset.triplet(index)
-        return {field.name: getattr(found, field.name) for field in fields(found)}
+        sample = {field.name: getattr(found, field.name) for field in fields(found)}
+        # As arrays: a worker process hands over every tensor, however small, by a file of its own.
+        boxes = {name: sample[name] for name in ("reference_boxes", "target_boxes")}
+        return sample | {name: None if part is None else part.numpy() for name, part in boxes.items()}
 
 
 def collate_fn(batch: list[tuple] | list[dict]) -> list | dict:

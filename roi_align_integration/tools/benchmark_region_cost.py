@@ -13,13 +13,16 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 
+from train_config import REGION_WEIGHTS, TrainConfig  # noqa: E402
 from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+
+DEFAULT = TrainConfig("CIRR").region_objective
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--backbone", default="tiny", help="tiny, pretrain, pretrain_vitL; always of random weights")
-    parser.add_argument("--region-objective", choices=("pairs", "tokens", "query"), default="tokens", help="which loss")
+    parser.add_argument("--region-objective", choices=tuple(REGION_WEIGHTS), default=DEFAULT, help="which loss")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="triplets in a step")
     parser.add_argument(
         "--repeats", type=positive_int, default=15, help="of each measurement, in turn with and without"

@@ -329,7 +329,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     quick = args.stage == "quick"
     few = ["none", WINNER, "permuted"] if quick else ["none"] if args.stage == "longer" else list(ARMS)
     args.arms = args.arms or few
-    args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 4 if quick else None])
+    args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
     epochs = {"quick": QUICK_EPOCHS, "longer": LONGER_EPOCHS}.get(args.stage, EPOCHS)
     args.num_epochs = args.num_epochs or (epochs if args.data_path is None else TrainConfig("CIRR").num_epochs)
     args.csv = args.csv or (CSV if args.data_path is None and not quick else args.folder / f"{args.stage}.csv")

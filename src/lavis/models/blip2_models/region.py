@@ -34,30 +34,35 @@ def flatten_boxes(boxes: Sequence | None, batch: int, device: torch.device) -> t
     boxes = [None] * batch if boxes is None else boxes
     if len(boxes) != batch:
         raise InputError(f"boxes for {len(boxes)} images were given with a batch of {batch}")
-    parts = [_box_tensor(part, image) for image, part in enumerate(boxes)]
-    owners = [torch.full((len(part),), image) for image, part in enumerate(parts)]
-    return torch.cat(parts).to(device, non_blocking=True), torch.cat(owners).to(device, non_blocking=True)
+    parts = [_box_array(part, image) for image, part in enumerate(boxes)]
+    flat, owners = np.concatenate(parts), np.repeat(np.arange(batch), list(map(len, parts)))
+    _require_inside(flat, owners)
+    return tuple(torch.from_numpy(part).to(device, non_blocking=True) for part in (flat, owners))
 
 
-def _box_tensor(boxes, image: int) -> Tensor:
-    """(n, 4) float32 on the CPU, checked."""
-    if not isinstance(boxes, Tensor):
-        try:
-            boxes = np.asarray([] if boxes is None else boxes, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"image {image} of the batch: boxes are no numbers of shape (n, 4): {error}") from error
-    found = torch.as_tensor(boxes, dtype=torch.float32, device="cpu")
-    found = found.reshape(-1, 4) if found.numel() == 0 else found
-    if found.dim() != 2 or found.shape[1] != 4:
-        raise InputError(f"image {image} of the batch: boxes of shape {tuple(found.shape)}; give (n, 4), xyxy")
-    inside = ((found >= 0) & (found <= 1)).all(dim=1) & (found[:, 2:] > found[:, :2]).all(dim=1)
+def _box_array(boxes, image: int) -> np.ndarray:
+    """(n, 4) float32 on the CPU."""
+    try:
+        boxes = boxes.detach().cpu().float().numpy() if isinstance(boxes, Tensor) else boxes
+        found = np.asarray([] if boxes is None else boxes, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"image {image} of the batch: boxes are no numbers of shape (n, 4): {error}") from error
+    found = found.reshape(-1, 4) if found.size == 0 else found
+    if found.ndim != 2 or found.shape[1] != 4:
+        raise InputError(f"image {image} of the batch: boxes of shape {found.shape}; give (n, 4), xyxy")
+    return found
+
+
+def _require_inside(boxes: np.ndarray, owners: np.ndarray) -> None:
+    """Raise InputError that names the first box with a value outside [0, 1], or without area."""
+    inside = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     if not inside.all():
-        number = int((~inside).nonzero()[0])
+        place = int(np.argmin(inside))
+        image, number = owners[place], place - int(np.searchsorted(owners, owners[place]))
         raise InputError(
-            f"image {image} of the batch, box {number} is {found[number].tolist()}: boxes have x1 < x2 and y1 < y2 in"
+            f"image {image} of the batch, box {number} is {boxes[place].tolist()}: boxes have x1 < x2 and y1 < y2 in"
             " [0, 1] of the input frame, after padding, resize and crop"
         )
-    return found
 
 
 def grid_size(tokens: int, image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
