@@ -219,7 +219,7 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
 
 
 def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
-    sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20}
+    sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20, "difficulty": "colourful"}
     monkeypatch.setattr(benchmark_regions, "DEMO", sizes)
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--csv", str(tmp_path / "rows.csv"), "--num-epochs", "1"]
     flags += ["--arms", "none", "permuted", "--seeds", "3"]
@@ -234,6 +234,14 @@ def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark_regions, "run_job", None)  # nothing is left to run
     benchmark_regions.main(flags)
     assert capsys.readouterr().out.count("`compose`, boxes permuted") == 2
+
+
+def test_the_folder_of_other_settings_is_left_alone(tmp_path):
+    path = tmp_path / "settings.json"
+    benchmark_regions.write_settings(path, {"seed": 1})
+    benchmark_regions.write_settings(path, {"seed": 1})
+    with pytest.raises(InputError, match="run with other settings"):
+        benchmark_regions.write_settings(path, {"seed": 2})
 
 
 def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys):

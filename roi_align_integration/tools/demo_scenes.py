@@ -85,6 +85,7 @@ class Difficulty:
 DIFFICULTIES = {
     "easy": Difficulty((2, 2), 6, 3, 0),
     "normal": Difficulty((3, 4), 7, 4, 0),
+    "colourful": Difficulty((3, 4), 8, 3, 0),  # of benchmark_regions.py: hard to tell apart, quick to learn
     "hard": Difficulty((4, 6), 8, 6, 24),
 }
 

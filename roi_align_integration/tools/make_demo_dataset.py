@@ -180,7 +180,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=positive_int, default=default, help=what)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="the same seed gives the same bytes")
     parser.add_argument(
-        "--difficulty", choices=("easy", "normal", "hard"), default=defaults.difficulty, help="objects, colours, noise"
+        "--difficulty",
+        choices=("easy", "normal", "colourful", "hard"),
+        default=defaults.difficulty,
+        help="objects, colours, noise",
     )
     return parser.parse_args(argv)
 
