@@ -27,6 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeats", type=positive_int, default=15, help="of each measurement, in turn with and without"
     )
+    parser.add_argument("--cached", action="store_true", help="with frozen features from a cache instead of images")
+    parser.add_argument("--threads", type=positive_int, help="of the CPU (default: torch's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
@@ -38,13 +40,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     from engine import choose_runtime
 
+    if args.threads:
+        torch.set_num_threads(args.threads)
     runtime = choose_runtime(args.device)
     model = build_model(args.backbone, args.region_objective, runtime.device)
-    print(f"{args.backbone}, {args.region_objective}, batch {args.batch_size}, {runtime.device}, {torch.__version__}")
+    source = "cached" if args.cached else "plain"
+    print(f"{args.backbone}, {args.region_objective}, batch {args.batch_size}, {source}, {runtime.device},"
+          f" {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        settings = DemoSettings(96, args.batch_size, val_images=6, val_triplets=2, test_images=6, test_triplets=2)
+        images = 3 * args.batch_size
+        settings = DemoSettings(images, args.batch_size, val_images=6, val_triplets=2, test_images=6, test_triplets=2)
         make_demo_dataset(Path(folder), settings)
-        loaders = [loading(Path(folder), args.batch_size, model, boxes) for boxes in (False, True)]
+        loaders = [loading(Path(folder), args, model, boxes) for boxes in (False, True)]
         named = measurements(model, loaders, runtime).items()
         return {name: report(name, measure, args.repeats, runtime.device) for name, measure in named}
 
@@ -59,15 +66,20 @@ def build_model(backbone: str, objective: str, device):
     return model
 
 
-def loading(folder: Path, batch_size: int, model, with_boxes: bool) -> Callable[[], dict]:
+def loading(folder: Path, args: argparse.Namespace, model, with_boxes: bool) -> Callable[[], dict]:
     """The function that loads one batch, in this process."""
     from data_utils import CIRRDataset, TrainingTriplets, collate_fn
+    from feature_cache import use_feature_cache
     from preprocess import targetpad_transform
 
     box_file = folder / "boxes" / "cirr_boxes_train.json" if with_boxes else None
     preprocess = targetpad_transform(dim=model.config.vision.image_size)
-    triplets = TrainingTriplets(CIRRDataset("train", "relative", preprocess, box_file, folder))
-    return lambda: collate_fn([triplets[i] for i in range(batch_size)])
+    dataset = CIRRDataset("train", "relative", preprocess, box_file, folder)
+    cache = str(folder / "cache") if args.cached else "off"
+    config = TrainConfig("CIRR", feature_cache=cache, num_workers=0)
+    use_feature_cache(config, model, model.device, dataset)
+    triplets = TrainingTriplets(dataset)
+    return lambda: collate_fn([triplets[i] for i in range(args.batch_size)])
 
 
 def measurements(model, loaders: list, runtime) -> dict[str, Callable[[bool], None]]:

@@ -17,7 +17,7 @@ from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 from utils import HelpFormatter, positive_int, run_main  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_step"
-MODES = ("plain", "cached")
+MODES = ("plain", "plain+regions", "cached", "cached+regions")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         found[mode] = json.loads(answer.splitlines()[-1])
     print(f"{args.backbone}, batch {args.batch_size}, float32, {args.threads} CPU threads, median of {args.steps}:")
     for mode in MODES:
-        print(f"  {mode:<7} {found[mode]['seconds']:7.2f} s a step, {found[mode]['mib'] / 1024:5.2f} GiB at most")
+        print(f"  {mode:<14} {found[mode]['seconds']:7.2f} s a step, {found[mode]['mib'] / 1024:5.2f} GiB at most")
     print(f"  {found['plain']['seconds'] / found['cached']['seconds']:.1f} times as fast from the cache")
     return found
 
@@ -59,7 +59,7 @@ def run_mode(args: argparse.Namespace) -> dict[str, float]:
     make_demo_dataset(args.folder / "images", settings)
     if args.mode == "prepare":
         write_weights(args)
-    model, config, dataset = open_run(args, cached=args.mode != "plain")
+    model, config, dataset = open_run(args)
     if args.mode == "prepare":
         return {}
     return {"seconds": median_step(model, config, dataset, args), "mib": peak_mib()}
@@ -90,8 +90,8 @@ def random_model(backbone: str, on: str = "cpu"):
         return Blip2QformerCirAlignPrompt(config, build_tokenizer(config.tokenizer, config.qformer.vocab_size))
 
 
-def open_run(args: argparse.Namespace, cached: bool):
-    """(model, configuration, triplets), from the cache or not."""
+def open_run(args: argparse.Namespace):
+    """(model, configuration, triplets), from the cache or not, with regions or not, as the mode says."""
     import torch
 
     from data_utils import CIRRDataset
@@ -100,13 +100,17 @@ def open_run(args: argparse.Namespace, cached: bool):
     from preprocess import targetpad_transform
     from train_config import TrainConfig
 
+    cached, regions = not args.mode.startswith("plain"), args.mode.endswith("+regions")
+    box_file = args.folder / "images" / "boxes" / "cirr_boxes_train.json" if regions else None
     model = random_model(args.backbone, "meta")
     load_checkpoint(model, args.folder / f"{args.backbone}.pt")
     model.text_padding = "longest" if cached else "max_length"
     cache = str(args.folder / "cache") if cached else "off"
-    config = TrainConfig("CIRR", batch_size=args.batch_size, num_workers=0, feature_cache=cache)
+    config = TrainConfig("CIRR", batch_size=args.batch_size, num_workers=0, feature_cache=cache,
+                         use_region_loss=regions, box_file=box_file)  # fmt: skip
+    model.region_objective, model.use_region_loss = config.region_objective, regions
     preprocess = targetpad_transform(dim=model.config.vision.image_size)
-    dataset = CIRRDataset("train", "relative", preprocess, data_path=args.folder / "images")
+    dataset = CIRRDataset("train", "relative", preprocess, box_file, args.folder / "images")
     use_feature_cache(config, model, torch.device("cpu"), dataset)
     return model.train(), config, dataset
 
