@@ -114,7 +114,7 @@ class Optimization:
     def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, runtime: Runtime):
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.trainable, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.05
+            self.trainable, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.05, fused=True
         )
         self.scheduler = OneCycleLR(
             self.optimizer,

@@ -102,6 +102,17 @@ def test_the_two_commands_are_shown():
     assert "bash tests/run.sh\n" in readme
 
 
+def test_the_benchmark_tables_are_those_of_their_rows():
+    from benchmark_regions import CONTROLS, CSV
+    from region_arms import WINNER
+    from region_table import against, markdown, read_rows
+
+    rows = [row for row in read_rows(CSV) if row.stage == "report"]
+    summary = SECTIONS[ROOT / "roi_align_integration" / "SUMMARY.md"]
+    assert markdown(rows) in summary
+    assert against(rows, WINNER, CONTROLS) in summary
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """The repository, linked, with a small demo dataset where the documents have theirs."""

@@ -154,7 +154,7 @@ def test_adamw_step_parity(reference, run):
     settings = {k: v for k, v in reference.meta["adamw"].items() if k != "params"}
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
-    torch.optim.AdamW(parameters, **settings).step()
+    torch.optim.AdamW(parameters, fused=True, **settings).step()
     with torch.no_grad():
         after = run.model(samples_of(reference))
     recorded = reference.meta["losses_after_one_adamw_step"]
