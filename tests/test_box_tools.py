@@ -213,11 +213,12 @@ def test_what_regions_cost_is_measured(capsys):
 
 
 def test_a_cached_step_is_measured(tmp_path, capsys):
+    from benchmark_step import MODES
     from benchmark_step import main as benchmark
 
     found = benchmark(["--backbone", "tiny", "--steps", "1", "--folder", str(tmp_path)])
-    assert set(found) == {"prepare", "plain", "cached"}
-    assert all(found[mode]["seconds"] > 0 and found[mode]["mib"] > 0 for mode in ("plain", "cached"))
+    assert set(found) == {"prepare", *MODES}
+    assert all(found[mode]["seconds"] > 0 and found[mode]["mib"] > 0 for mode in MODES)
     assert "times as fast from the cache" in capsys.readouterr().out
 
 
