@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import replace
+from functools import partial
 
 import benchmark_regions
 import pytest
@@ -102,6 +103,30 @@ def test_the_baselines_see_one_half_of_the_question(small_yaml):
         model = load_model(name, small_yaml, is_eval=True)
         assert torch.equal(query(model, 0, 0), query(model, 1, 0)) != sees_image
         assert torch.equal(query(model, 0, 0), query(model, 0, 1)) != sees_text
+
+
+def test_the_changed_region_is_the_one_that_no_reference_region_is_like():
+    reference = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    target = torch.tensor([[5.0, 0.0, 0.1], [0.3, 0.0, 1.0], [0.0, 1.0, 0.5]])
+    boxes = [[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5]]
+    assert region_arms._least_like(reference, target, boxes) == boxes[1:2]
+    assert region_arms._least_like(reference[:0], target, boxes) is boxes
+    assert region_arms._least_like(reference, target[:0], []) == []
+
+
+def test_the_arm_of_changed_regions_reads_only_their_boxes(small_yaml):
+    torch.manual_seed(0)
+    model = load_model("blip2_cir_changed_region", small_yaml, is_eval=True)
+    model.region_objective = "tokens"
+    reference = torch.randn(2, 17, model.config.vision.width, generator=torch.Generator().manual_seed(0))
+    target = reference.clone()
+    target[:, -1] *= -1  # the last patch, of the lower right corner, has changed
+    boxes = [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0.75, 0.75, 1, 1]]
+    loss = partial(model.compute_region_loss, reference, target, [boxes] * 2)
+    model_of_all = load_model("blip2_cir_align_prompt", small_yaml, is_eval=True)
+    model_of_all.load_state_dict(model.state_dict())
+    assert loss([boxes] * 2) == loss([boxes[2:]] * 2) > 0
+    assert model_of_all.compute_region_loss(reference, target, None, [boxes] * 2) != loss([boxes] * 2)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

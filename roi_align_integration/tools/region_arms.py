@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from saliency_boxes import boxes_of_file
 
 from lavis.common.errors import InputError
@@ -33,6 +34,27 @@ class ImageOnly(Blip2QformerCirAlignPrompt):
 
     def tokenize(self, captions):
         return super().tokenize([""] * len(captions))
+
+
+@registry.register_model("blip2_cir_changed_region")
+class ChangedRegion(Blip2QformerCirAlignPrompt):
+    """The region loss of one region a target: the one least like any of the reference, of which the sentence speaks."""
+
+    def compute_region_loss(self, ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes, **known):
+        side = (self.config.vision.image_size,) * 2
+        with torch.no_grad():
+            references = self.extract_region_features(ref_image_embeds, ref_boxes, side)
+            targets = self.extract_region_features(tgt_image_embeds, tgt_boxes, side)
+        kept = [_least_like(*of_pair) for of_pair in zip(references, targets, tgt_boxes, strict=True)]
+        return super().compute_region_loss(ref_image_embeds, tgt_image_embeds, ref_boxes, kept, **known)
+
+
+def _least_like(reference: torch.Tensor, target: torch.Tensor, boxes):
+    """The box of the target feature whose greatest cosine is the least, as a list; all boxes without any to compare."""
+    if len(reference) == 0 or len(target) == 0:
+        return boxes
+    cosines = F.normalize(target, dim=-1) @ F.normalize(reference, dim=-1).T  # (n, D) x (D, m) -> (n, m)
+    return [boxes[int(cosines.amax(dim=1).argmin())]]
 
 
 @dataclass(frozen=True)
@@ -143,6 +165,7 @@ ARMS = {
     "grid": _winner(f"`{WINNER}`, a fixed 3x3 grid", make_boxes=fixed_grid, max_regions=9),
     "detector": _winner(f"`{WINNER}`, detector-like boxes", make_boxes=detector_like),
     "saliency": _winner(f"`{WINNER}`, saliency boxes", make_boxes=salient),
+    "changed": _winner(f"`{WINNER}`, the changed region alone", model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),
 }
