@@ -143,3 +143,15 @@ def test_a_wrong_configuration_is_named(tmp_path, old, new, message):
     with pytest.raises(InputError, match=message) as error:
         load_config(str(path))
     assert str(path) in str(error.value)
+
+
+def test_what_runs_as_one_batch_is_what_runs_alone(model, samples):
+    """Passes 2 and 4 of the Q-Former, and both images through the ViT, at dropout 0."""
+    ids, mask = model.tokenize(TEXTS)
+    fused = model._fuse(model.encode_images(samples["image"]), ids, mask)
+    prompts = model.prompt_tokens.expand(3, -1, -1)
+    composed, prompted = model.Qformer.encode_composed_and_prompted(fused, prompts, ids, mask)
+    torch.testing.assert_close(composed, model.Qformer.encode_composed(fused, ids, mask), atol=1e-6, rtol=0)
+    torch.testing.assert_close(prompted, model.Qformer.encode_prompted_text(prompts, ids, mask), atol=1e-6, rtol=0)
+    for found, name in zip(model._encode_pair(samples["image"], samples["target"]), ("image", "target"), strict=True):
+        torch.testing.assert_close(found, model.encode_images(samples[name]), atol=1e-6, rtol=0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
 from lavis.models.model_config import ModelConfig, QformerConfig, VisionConfig
@@ -68,13 +68,10 @@ def build_model(reference: Reference) -> Blip2QformerCirAlignPrompt:
     return model.train()
 
 
-def use_recorded_vision(model: nn.Module, reference: Reference) -> None:
-    """Where the images of some samples are not at hand, start from the recorded output of the ViT."""
-    if len(reference.inputs["reference"]) < len(reference.meta["captions"]):
-        model.encode_frozen = lambda samples: reference.outputs[f"{samples}.visual_encoder"]
-
-
 def samples_of(reference: Reference) -> dict:
+    """The recorded batch; where the images of some samples are not at hand, the recorded output of the ViT."""
     complete = len(reference.inputs["reference"]) == len(reference.meta["captions"])
-    images = [reference.inputs[n].float() for n in ("reference", "target")] if complete else ["ref", "target"]
-    return {"image": images[0], "target": images[1], "text_input": reference.captions}
+    images = [reference.inputs[name].float() for name in ("reference", "target")]
+    frozen = [reference.outputs[f"{name}.visual_encoder"] for name in ("ref", "target")]
+    image, target = images if complete else frozen
+    return {"image": image, "target": target, "text_input": reference.captions}

@@ -40,13 +40,13 @@ class ImageOnly(Blip2QformerCirAlignPrompt):
 class ChangedRegion(Blip2QformerCirAlignPrompt):
     """The region loss of one region a target: the one least like any of the reference, of which the sentence speaks."""
 
-    def compute_region_loss(self, ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes, **known):
+    def _region_features(self, reference, target, ref_boxes, tgt_boxes, fused):
         side = (self.config.vision.image_size,) * 2
         with torch.no_grad():
-            references = self.extract_region_features(ref_image_embeds, ref_boxes, side)
-            targets = self.extract_region_features(tgt_image_embeds, tgt_boxes, side)
-        kept = [_least_like(*of_pair) for of_pair in zip(references, targets, tgt_boxes, strict=True)]
-        return super().compute_region_loss(ref_image_embeds, tgt_image_embeds, ref_boxes, kept, **known)
+            of_reference = self.extract_region_features(reference, ref_boxes, side)
+            of_target = self.extract_region_features(target, tgt_boxes, side)
+        kept = [_least_like(*of_pair) for of_pair in zip(of_reference, of_target, tgt_boxes, strict=True)]
+        return super()._region_features(reference, target, ref_boxes, kept, fused)
 
 
 def _least_like(reference: torch.Tensor, target: torch.Tensor, boxes):

@@ -33,8 +33,7 @@ class Qformer(nn.Module):
 
     def encode_composed(self, fused_queries: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Pass 2: the fused outputs (B, Q, H) in the place of the queries, no image -> (B, Q + L, H); [CLS] is at Q."""
-        embeds = torch.cat([fused_queries, self._embed_text(input_ids)], dim=1)
-        return self._run(embeds, text_mask)
+        return self._run(self._composed(fused_queries, input_ids), text_mask)
 
     def encode_image(self, queries: Tensor, image_embeds: Tensor) -> Tensor:
         """Pass 3: the queries alone on an image -> (B, Q, H)."""
@@ -42,10 +41,22 @@ class Qformer(nn.Module):
 
     def encode_prompted_text(self, prompts: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Pass 4: [CLS], the prompts (B, Q, H), the rest of the text, no image -> (B, Q + L, H); [CLS] is at 0."""
+        return self._run(self._prompted(prompts, input_ids), text_mask)
+
+    def encode_composed_and_prompted(
+        self, fused_queries: Tensor, prompts: Tensor, input_ids: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Passes 2 and 4, which see no image and are of one length, as one batch -> (B, Q + L, H) each."""
+        embeds = torch.cat([self._composed(fused_queries, input_ids), self._prompted(prompts, input_ids)])
+        return self._run(embeds, text_mask.repeat(2, 1)).chunk(2)  # (2B, Q + L, H)
+
+    def _composed(self, fused_queries: Tensor, input_ids: Tensor) -> Tensor:
+        return torch.cat([fused_queries, self._embed_text(input_ids)], dim=1)
+
+    def _prompted(self, prompts: Tensor, input_ids: Tensor) -> Tensor:
         words = self.word_embeddings(input_ids)  # (B, L, H)
         embeds = torch.cat([words[:, :1], prompts, words[:, 1:]], dim=1)  # -> (B, Q + L, H)
-        positions = self.position_embeddings.weight[: embeds.shape[1]]
-        return self._run(embeds + positions, text_mask)
+        return embeds + self.position_embeddings.weight[: embeds.shape[1]]
 
     def _embed_text(self, input_ids: Tensor) -> Tensor:
         return self.word_embeddings(input_ids) + self.position_embeddings.weight[: input_ids.shape[1]]

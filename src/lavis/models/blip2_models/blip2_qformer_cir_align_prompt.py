@@ -16,6 +16,7 @@ from lavis.models.blip2_models.region import (
     OBJECTIVES,
     flatten_boxes,
     grid_size,
+    image_ids,
     pairs_loss,
     pool_regions,
     query_loss,
@@ -141,25 +142,35 @@ class Blip2QformerCirAlignPrompt(nn.Module):
 
         Raises InputError where the region loss is on and the samples have no boxes.
         """
+        return self.losses(self.embed(samples))
+
+    def embed(self, samples: dict) -> dict[str, Tensor]:
+        """All that the losses need of a batch, of its own images alone: batches can be joined (`joined_features`).
+
+        `query`, `prompted` (B, E), `target_tokens` (B, Q, E), `fused_mean` (B, H); with `use_region_loss` `regions`
+        (N, E), `region_owners` (N,), what the objective compares them with, and, where names are known, `target_ids`
+        (B,). Arguments and errors are those of `forward`.
+        """
         input_ids, text_mask = self.tokenize(samples["text_input"])
-        reference = self.encode_images(samples["image"])  # (B, 3, S, S) -> (B, P + 1, D)
-        target = self.encode_images(samples["target"])
-
+        reference, target = self._encode_pair(samples["image"], samples["target"])  # (B, P + 1, D) each
         fused = self._fuse(reference, input_ids, text_mask)  # (B, Q, H)
-        query = self._query_feature(fused, input_ids, text_mask)  # (B, E)
-        prompted = self._prompted_text_feature(input_ids, text_mask)  # (B, E)
-        target_tokens = self._target_features(target)  # (B, Q, E)
+        query, prompted = self._sentence_features(fused, input_ids, text_mask)  # (B, E) each
+        features = {"query": query, "prompted": prompted, "target_tokens": self._target_features(target)}
+        features["fused_mean"] = fused.float().mean(dim=1)  # (B, Q, H) -> (B, H)
+        if self.use_region_loss:
+            features |= self._region_features(reference, target, *self._boxes_of(samples), fused)
+            features |= image_ids(samples.get("target_names"), target.device)
+        return features
 
+    def losses(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The named losses of what `embed` gave, of one batch or of several that were joined."""
         losses = {
-            "loss_itc": self._contrastive_loss(query, target_tokens),
-            "loss_rtc": self._contrastive_loss(prompted, target_tokens),
-            "loss_align": self._align_loss(fused),
+            "loss_itc": self._contrastive_loss(features["query"], features["target_tokens"]),
+            "loss_rtc": self._contrastive_loss(features["prompted"], features["target_tokens"]),
+            "loss_align": self._align_loss(features["fused_mean"]),
         }
         if self.use_region_loss:
-            boxes = self._boxes_of(samples)
-            known = {"fused": fused, "query": query, "target_tokens": target_tokens}
-            names = samples.get("target_names")
-            losses["loss_region"] = self.compute_region_loss(reference, target, *boxes, **known, target_names=names)
+            losses["loss_region"] = self._region_loss(features, len(features["query"]))
         return losses
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -181,6 +192,13 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         Trains `ln_vision`, never the ViT.
         """
         return self.normalize_vision(self.encode_frozen(images))
+
+    def _encode_pair(self, reference: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """`encode_images` of both; what has to pass the ViT passes as one batch."""
+        if reference.dim() == 4 and target.dim() == 4:
+            both = self.encode_frozen(torch.cat([reference, target]))  # (2B, 3, S, S) -> (2B, P + 1, D)
+            reference, target = both.chunk(2)
+        return self.encode_images(reference), self.encode_images(target)
 
     @torch.no_grad()
     def encode_frozen(self, images: Tensor) -> Tensor:
@@ -285,25 +303,42 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         Raises:
             InputError: a wrong box, or an objective without the features that it needs.
         """
-        with torch.autocast(tgt_image_embeds.device.type, enabled=False):
-            regions, owners = self._project_regions(tgt_image_embeds, tgt_boxes)
-            scale = self._region_scale()
-            same = same_image(target_names, len(tgt_image_embeds), tgt_image_embeds.device)
+        features = {"query": query, "target_tokens": target_tokens} | self._region_features(
+            ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes, fused
+        )
+        if self.region_objective == "tokens" and target_tokens is None:
+            features["target_tokens"] = self._target_features(tgt_image_embeds)
+        features |= image_ids(target_names, tgt_image_embeds.device)
+        return self._region_loss(features, len(tgt_image_embeds))
+
+    def _region_features(
+        self, reference: Tensor, target: Tensor, ref_boxes: Sequence | None, tgt_boxes: Sequence | None, fused: Tensor
+    ) -> dict[str, Tensor]:
+        """Regions, their owners, and what the objective needs beside `query` and `target_tokens`."""
+        with torch.autocast(target.device.type, enabled=False):
+            regions, owners = self._project_regions(target, tgt_boxes)
+            features = {"regions": regions, "region_owners": owners}
             if self.region_objective == "pairs":
-                reference = self._project_regions(ref_image_embeds, ref_boxes)
+                regions, owners = self._project_regions(reference, ref_boxes)
+                features |= {"reference_regions": regions, "reference_region_owners": owners}
+            if self.region_objective == "compose":
+                features["region_tokens"] = _unit(self.region_token_proj(self._given("fused", fused).float()))
+            return features
+
+    def _region_loss(self, features: dict[str, Tensor | None], batch: int) -> Tensor:
+        """The objective's loss of the features of `batch` images."""
+        regions, owners = features["regions"], features["region_owners"]
+        with torch.autocast(regions.device.type, enabled=False):
+            scale, same = self._region_scale(), same_image(features.get("target_ids"), batch, regions.device)
+            if self.region_objective == "pairs":
+                reference = features["reference_regions"], features["reference_region_owners"]
                 loss = pairs_loss(*reference, regions, owners, scale, same)
             elif self.region_objective == "query":
-                loss = query_loss(regions, owners, self._given("query", query), scale, same)
+                loss = query_loss(regions, owners, self._given("query", features["query"]), scale, same)
             else:
-                tokens = self._region_tokens(tgt_image_embeds, fused, target_tokens)
+                tokens = features["region_tokens" if self.region_objective == "compose" else "target_tokens"]
                 loss = tokens_loss(regions, owners, tokens, scale, same)
             return loss + self._zero_of_region_parameters()
-
-    def _region_tokens(self, tgt_image_embeds: Tensor, fused: Tensor | None, target_tokens: Tensor | None) -> Tensor:
-        """The tokens (B, Q, E), L2-normalised, that regions have to be found through: `tokens` and `compose`."""
-        if self.region_objective == "compose":
-            return _unit(self.region_token_proj(self._given("fused", fused).float()))
-        return self._target_features(tgt_image_embeds) if target_tokens is None else target_tokens
 
     def _given(self, name: str, features: Tensor | None) -> Tensor:
         if features is None:
@@ -353,10 +388,12 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         composed = self.Qformer.encode_composed(fused, input_ids, text_mask)  # (B, Q + L, H)
         return _unit(self.text_proj(composed[:, fused.shape[1]]))  # [CLS] follows the Q fused tokens -> (B, E)
 
-    def _prompted_text_feature(self, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    def _sentence_features(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`_query_feature`, and the feature of the sentence behind the prompts: (B, E) each, of one pass."""
         prompts = self.prompt_tokens.expand(len(input_ids), -1, -1)
-        output = self.Qformer.encode_prompted_text(prompts, input_ids, text_mask)  # (B, Q + L, H)
-        return _unit(self.text_proj(output[:, 0]))
+        composed, prompted = self.Qformer.encode_composed_and_prompted(fused, prompts, input_ids, text_mask)
+        words = torch.cat([composed[:, fused.shape[1]], prompted[:, 0]])  # [CLS] of both -> (2B, H)
+        return _unit(self.text_proj(words)).chunk(2)
 
     def _target_features(self, image_embeds: Tensor) -> Tensor:
         output = self.Qformer.encode_image(self._queries(len(image_embeds)), image_embeds)  # (B, Q, H)
@@ -374,11 +411,11 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             logits = token_scores(queries, target_tokens) / self.temp
             return F.cross_entropy(logits, torch.arange(len(queries), device=queries.device))
 
-    def _align_loss(self, fused: Tensor) -> Tensor:
+    def _align_loss(self, fused_mean: Tensor) -> Tensor:
         """MSE between the mean fused query and the mean prompt, detached: prompts learn from `loss_rtc` alone."""
-        with torch.autocast(fused.device.type, enabled=False):
-            prompt = self.prompt_tokens.detach().mean(dim=1).expand(len(fused), -1)  # (1, Q, H) -> (B, H)
-            return F.mse_loss(fused.float().mean(dim=1), prompt)
+        with torch.autocast(fused_mean.device.type, enabled=False):
+            prompt = self.prompt_tokens.detach().mean(dim=1).expand(len(fused_mean), -1)  # (1, Q, H) -> (B, H)
+            return F.mse_loss(fused_mean, prompt)
 
 
 def token_scores(queries: Tensor, target_tokens: Tensor) -> Tensor:

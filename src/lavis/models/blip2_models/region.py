@@ -6,6 +6,7 @@ Shapes: B images, N regions of all of them, D width of the ViT, E width of the r
 """
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -93,11 +94,18 @@ def pool_regions(image_embeds: Tensor, boxes: Tensor, owners: Tensor, grid: tupl
     return pooled.flatten(1)  # (N, D, 1, 1) -> (N, D)
 
 
-def same_image(names: Sequence[str] | None, batch: int, device: torch.device) -> Tensor:
-    """(B, B) bool: whether two places of the batch hold the same image; without names only a place and itself."""
-    numbers = {} if names is None else {name: number for number, name in enumerate(dict.fromkeys(names))}
-    ids = torch.arange(batch) if names is None else torch.tensor([numbers[name] for name in names])
-    return (ids[:, None] == ids).to(device, non_blocking=True)
+def image_ids(names: Sequence[str] | None, device: torch.device) -> dict[str, Tensor]:
+    """`target_ids` (B,) int64: the same number for the same name, in any batch and on any machine; {} without names."""
+    if names is None:
+        return {}
+    ids = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in names]
+    return {"target_ids": torch.tensor(ids).to(device, non_blocking=True)}
+
+
+def same_image(ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """(B, B) bool: whether two places of the batch hold the same image; without ids only a place and itself."""
+    ids = torch.arange(batch, device=device) if ids is None else ids
+    return ids[:, None] == ids
 
 
 def tokens_loss(regions: Tensor, owners: Tensor, tokens: Tensor, scale: Tensor, same: Tensor) -> Tensor:
