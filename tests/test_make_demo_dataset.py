@@ -77,6 +77,22 @@ def test_more_triplets_than_pairs_is_an_error(tmp_path):
         make_demo_dataset(tmp_path, DemoSettings(6, 1000))
 
 
+def test_a_pair_may_have_several_captions_all_different(tmp_path):
+    make_demo_dataset(
+        tmp_path / "few", DemoSettings(6, 20, val_images=6, val_triplets=10, test_images=6, test_triplets=4)
+    )
+    entries = read(tmp_path / "few", "cirr/captions/cap.rc2.val.json")
+    pairs = {(entry["reference"], entry["target_hard"]) for entry in entries}
+    assert len(pairs) == len(entries)
+    make_demo_dataset(
+        tmp_path / "many", DemoSettings(6, 20, val_images=6, val_triplets=50, test_images=6, test_triplets=4)
+    )
+    more = read(tmp_path / "many", "cirr/captions/cap.rc2.val.json")
+    assert [{**entry, "pairid": 0} for entry in more[:10]] == [{**entry, "pairid": 0} for entry in entries]
+    captions = {(entry["reference"], entry["target_hard"], entry["caption"]) for entry in more}
+    assert len(captions) == 50 > len({caption[:2] for caption in captions})
+
+
 def painted_box(pixels: np.ndarray, item) -> list[float]:
     """The box of an object's colour within its cell, searched pixel by pixel, normalised."""
     height, width, _ = pixels.shape

@@ -1,7 +1,7 @@
 """Scenes of the demo dataset: objects on a 3x3 raster, the changes between them, and captions. No files here."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -69,6 +69,7 @@ WORDINGS = {
         "no {old} any more",
     ),
 }
+MOST_CAPTIONS = min(map(len, WORDINGS.values()))  # of one pair of images
 ATTRIBUTE_CHANGES = {"colour": "recolour", "shape": "reshape", "size": "resize", "place": "move"}
 
 
@@ -160,9 +161,15 @@ def change_between(old: SceneObject | None, new: SceneObject | None) -> str | No
     return changed[0] if len(changed) == 1 else None
 
 
-def caption_of(old: SceneObject | None, new: SceneObject | None, rng: random.Random) -> str:
-    """A caption for a change that `change_between` names."""
-    wording = rng.choice(WORDINGS[change_between(old, new)])
+def caption_of(old: SceneObject | None, new: SceneObject | None, rng: random.Random, said: Container[str] = ()) -> str:
+    """A caption for a change that `change_between` names, but none of those that were `said` before."""
+    wordings = WORDINGS[change_between(old, new)]
+    return rng.choice(
+        [caption for caption in (_worded(wording, old, new) for wording in wordings) if caption not in said]
+    )
+
+
+def _worded(wording: str, old: SceneObject | None, new: SceneObject | None) -> str:
     after = new or old
     return wording.format(
         old=old.words if old else "",

@@ -5,9 +5,10 @@ import json
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,40 +118,50 @@ def write_images(output: Path, split: str, groups: list, settings: DemoSettings)
 def write_captions(
     output: Path, split: str, groups: list, triplets: int, first_pair: int, settings: DemoSettings
 ) -> None:
-    """The captions of a split: triplets are dealt to the groups in turn, so that every group has its share."""
+    """The captions of a split: triplets are dealt to the groups in turn, so that every group has its share.
+
+    Where there are more triplets than pairs of images, a pair has several captions, all different.
+    """
     rng = random.Random(f"{settings.seed}/{split}/captions")
     chosen = list(islice(deal_triplets(groups, rng), triplets))
     if len(chosen) < triplets:
         raise InputError(
             f"{len(groups) * GROUP_SIZE} {split} images give {len(chosen)} triplets, not {triplets}: ask for fewer"
         )
-    entries = [
-        caption_entry(split, first_pair + i, number, groups[number], pair, rng)
-        for i, (number, pair) in enumerate(chosen)
-    ]
+    said: dict[tuple, set[str]] = defaultdict(set)
+    entries = []
+    for number, pair in chosen:
+        entries.append(
+            caption_entry(split, first_pair + len(entries), number, groups[number], pair, rng, said[number, pair])
+        )
     write_atomically(output / "cirr" / "captions" / f"cap.rc2.{split}.json", json.dumps(entries))
 
 
 def deal_triplets(groups: list, rng: random.Random) -> Iterator[tuple[int, tuple[int, int]]]:
-    """(group number, (reference member, target member)), one of each group in turn until all are used."""
-    from demo_scenes import group_triplets
+    """(group number, (reference member, target member)), one of each group in turn until all are used; and again, as
+    often as a pair can be captioned.
+    """
+    from demo_scenes import MOST_CAPTIONS, group_triplets
 
     hands = [group_triplets(group) for group in groups]
     for hand in hands:
         rng.shuffle(hand)
-    for turn in range(max(map(len, hands), default=0)):
-        for number, hand in enumerate(hands):
-            if turn < len(hand):
-                yield number, hand[turn]
+    turns = range(max(map(len, hands), default=0))
+    for _, turn, (number, hand) in product(range(MOST_CAPTIONS), turns, enumerate(hands)):
+        if turn < len(hand):
+            yield number, hand[turn]
 
 
-def caption_entry(split: str, pair_id: int, number: int, group, pair: tuple[int, int], rng: random.Random) -> dict:
-    """One entry of CIRR's captions file; test1 keeps its target to itself."""
+def caption_entry(
+    split: str, pair_id: int, number: int, group, pair: tuple[int, int], rng: random.Random, said: set[str]
+) -> dict:
+    """One entry of CIRR's captions file; test1 keeps its target to itself. Its caption is none of `said`, and joins."""
     from demo_scenes import caption_of
 
     reference, target = pair
     members = [member_name(split, number, member) for member in range(GROUP_SIZE)]
-    caption = caption_of(group.variants[reference], group.variants[target], rng)
+    caption = caption_of(group.variants[reference], group.variants[target], rng, said)
+    said.add(caption)
     img_set = {"id": number, "members": members, "reference_rank": reference}
     if split == "test1":
         return {"pairid": pair_id, "reference": members[reference], "caption": caption, "img_set": img_set}
