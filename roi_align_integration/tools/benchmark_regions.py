@@ -38,9 +38,9 @@ CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
 REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
 LEARNING_RATES = (2e-3, 1e-3, 3e-3)
 # Validated in every sixth epoch from epoch 0 on: 6 n + 1 epochs end with a validation.
-EPOCHS = {"report": 43, "longer": 67, "tune": 13, "quick": 43}
+EPOCHS = {"report": 49, "longer": 73, "tune": 19, "quick": 49}
 VALIDATED = 6
-DEMO = {"images": 2500, "triplets": 5000, "val_images": 1260, "val_triplets": 4000, "difficulty": "colourful"}
+DEMO = {"images": 2000, "triplets": 4000, "val_images": 630, "val_triplets": 4000, "difficulty": "colourful"}
 DEMO_REST = {"test_images": 6, "test_triplets": 2}
 WARMUP = 0.1
 CONTROLS = ["none", "permuted", "whole", "grid"]
