@@ -8,16 +8,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from tqdm import tqdm
 
 from data_utils import collate_fn
+from distributed import ALONE, World, local_rank
+from gradients import Gradients
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
 from lavis.models.checkpoint import save_model
@@ -34,25 +37,32 @@ STEPS_PER_REPORT = 20
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how numbers are computed: a device, and the type that autocast uses (float32 switches it off)."""
+    """Where and how numbers are computed: a device, the type that autocast uses (float32 switches it off), and the
+    processes that compute together.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    world: World = ALONE
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
-    """`auto` takes CUDA where there is one, and fp16 on it. Raises InputError for what this machine cannot do."""
+    """`auto` takes CUDA where there is one, the device of this process's own under `torchrun`; and there bf16, or fp16
+    on a device that does not compute in it. Raises InputError for what this machine cannot do.
+    """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {device!r} is not a device: use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and chosen.index is None and local_rank() is not None:
+        chosen = torch.device("cuda", local_rank())
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
-    precision = ("fp16" if chosen.type == "cuda" else "fp32") if precision == "auto" else precision
+        raise InputError(f"--device {chosen}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    precision = best_precision(chosen) if precision == "auto" else precision
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
     if chosen.type == "cpu" and precision != "fp32":
@@ -60,23 +70,42 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     return Runtime(chosen, PRECISIONS[precision])
 
 
-def derived_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch: the same wherever and however often that epoch is run."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def best_precision(device: torch.device) -> str:
+    """The precision of `auto`."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def derived_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A seed for one epoch of one process: the same wherever and however often that epoch is run."""
+    parts = [seed, epoch, rank] if rank else [seed, epoch]
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class EpochSampler(Sampler[int]):
-    """A shuffled order that depends on (seed, epoch) alone, not on workers or on what ran before; `start` are done."""
+    """This rank's part of a shuffled order that depends on (seed, epoch) alone, not on workers or on what ran before.
 
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch, self.start = length, seed, 0, 0
+    A step takes `batch_size` triplets for every rank, in the order of ranks; those that make no whole step are left
+    out, as upstream does. `start` steps are done.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, world: World):
+        self.length, self.batch_size, self.seed, self.world = length, batch_size, seed, world
+        self.epoch, self.start = 0, 0
+
+    @property
+    def steps(self) -> int:
+        return self.length // (self.batch_size * self.world.size)
 
     def __len__(self) -> int:
-        return self.length
+        return self.steps * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.length, generator=generator).tolist()[self.start :])
+        order = torch.randperm(self.length, generator=generator)
+        whole = order[: len(self) * self.world.size].view(self.steps, self.world.size, self.batch_size)
+        return iter(whole[self.start :, self.world.rank].flatten().tolist())
 
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device, **options) -> DataLoader:
@@ -93,19 +122,14 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: tor
     )
 
 
-def make_train_loader(dataset: Dataset, config: TrainConfig, device: torch.device) -> DataLoader:
-    """Shuffled, without the incomplete last batch, as upstream. Raises InputError where there is no whole batch."""
-    if len(dataset) < config.batch_size:
-        raise InputError(f"--batch-size {config.batch_size} is more than the {len(dataset)} triplets: lower it")
-    sampler = EpochSampler(len(dataset), config.seed)
+def make_train_loader(dataset: Dataset, config: TrainConfig, device: torch.device, world: World) -> DataLoader:
+    """Shuffled whole batches. Raises InputError where there is none for every rank."""
+    needed = config.batch_size * world.size
+    if len(dataset) < needed:
+        ranks = f" on each of {world.size} ranks" if world.size > 1 else ""
+        raise InputError(f"--batch-size {config.batch_size}{ranks} is more than the {len(dataset)} triplets: lower it")
+    sampler = EpochSampler(len(dataset), config.batch_size, config.seed, world)
     return make_loader(dataset, config.batch_size, config.num_workers, device, sampler=sampler, drop_last=True)
-
-
-def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The weighted sum. Raises KeyError where a loss and a weight do not share a name."""
-    if losses.keys() != weights.keys():
-        raise KeyError(f"losses {sorted(losses)} and weights {sorted(weights)} must have the same names")
-    return sum(weights[name] * loss for name, loss in losses.items())
 
 
 class Optimization:
@@ -137,9 +161,8 @@ class Optimization:
         for name, part in state.items():
             getattr(self, name).load_state_dict(part | planned if name == "scheduler" else part)
 
-    def step(self, loss: Tensor) -> None:
+    def step(self) -> None:
         """One step; the gradients are given back at its end, so that the next forward pass has their memory."""
-        self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -147,12 +170,11 @@ class Optimization:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    gradients: Gradients,
     loader: DataLoader,
     make_samples: Callable[[list], dict],
     optimization: Optimization,
     config: TrainConfig,
-    runtime: Runtime,
     progress: Progress,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -162,25 +184,24 @@ def train_one_epoch(
     and reported beside the losses. `after_step` is called whenever `progress` says what has been done.
     Raises InputError where the training cannot go on.
     """
+    model, world = gradients.model, gradients.world
     epoch, first, meter = progress.epoch, progress.step, progress.meter
-    loader.sampler.epoch, loader.sampler.start = epoch, first * loader.batch_size
+    loader.sampler.epoch, loader.sampler.start = epoch, first
     if first == 0:
-        torch.manual_seed(derived_seed(config.seed, epoch))
+        torch.manual_seed(derived_seed(config.seed, epoch, world.rank))
     model.train()
     start, length = time.perf_counter(), len(loader)
     with tqdm(loader, desc=f"epoch {epoch}", initial=first, total=length, dynamic_ncols=True) as bar:
         for step, batch in enumerate(bar, start=first):
             samples = make_samples(batch)
-            with runtime.autocast():
-                losses = model(samples)
-            weights = config.loss_weights((epoch + step / length) / config.num_epochs)
-            optimization.step(total_loss(losses, weights))
+            losses = gradients(samples, config.loss_weights((epoch + step / length) / config.num_epochs))
+            optimization.step()
             meter.add(losses | samples.get("statistics", {}))
             progress.step = step + 1
             if step % STEPS_PER_REPORT == 0 or step == length - 1:
                 means = meter.means()
                 check_health(model, means, epoch, step)
-                images = (step + 1 - first) * loader.batch_size * 2  # a triplet has two
+                images = (step + 1 - first) * loader.batch_size * world.size * 2  # a triplet has two
                 speed = images / (time.perf_counter() - start)
                 bar.set_postfix(bar_numbers(means, model, optimization.learning_rate, speed))
             after_step()
@@ -211,25 +232,33 @@ def check_health(model: nn.Module, means: dict[str, float], epoch: int, step: in
 
 @torch.no_grad()
 def score_queries(model: nn.Module, task: RetrievalTask, config: TrainConfig, runtime: Runtime) -> Tensor:
-    """Scores (Q, N) of every query against every gallery image, float32, on the CPU.
+    """Scores (Q, N) of every query against every gallery image, float32, on the CPU; on rank 0, (0, N) elsewhere.
 
     The gallery passes once, and a query is encoded as its reference passes: nothing larger than a batch of raw image
-    tokens is ever kept.
+    tokens is ever kept. Every rank encodes its share of the gallery.
     """
     model.eval()
+    rank, size = runtime.world.rank, runtime.world.size
     queries_of = defaultdict(list)
     for query, name in enumerate(task.reference_names):
         queries_of[name].append(query)
     keep_on = torch.device("cpu") if config.save_memory else runtime.device
-    loader = make_loader(task.gallery, config.batch_size, config.num_workers, runtime.device)
+    share = Subset(task.gallery, range(rank, len(task.gallery), size))
+    loader = make_loader(share, config.batch_size, config.num_workers, runtime.device)
     targets, query_features = [], {}
     with runtime.autocast():
         for names, images in tqdm(loader, desc="gallery", dynamic_ncols=True, leave=False):
             features, image_embeds = model.extract_target_features(task.gallery.on_device(images, runtime.device))
             targets.append(features.to(keep_on))
             query_features |= _encode_queries(model, task, queries_of, names, image_embeds, config.batch_size)
-    queries = torch.stack([query_features[query] for query in range(len(task.captions))])  # (Q, E)
-    return gallery_scores(queries, torch.cat(targets), config.memory_mib)
+    columns = _in_order(torch.cat(targets), torch.tensor(share.indices), runtime.world)  # (N, Q, E)
+    queries = _in_order(torch.stack(list(query_features.values())), torch.tensor(list(query_features)), runtime.world)
+    return gallery_scores(queries if runtime.world.is_main else queries[:0], columns, config.memory_mib)
+
+
+def _in_order(rows: Tensor, numbers: Tensor, world: World) -> Tensor:
+    """All ranks' rows in the order of their numbers, which are 0, 1, 2 ... over all ranks."""
+    return world.gather(rows)[world.gather(numbers).argsort().to(rows.device)]
 
 
 def _encode_queries(
@@ -246,25 +275,33 @@ def _encode_queries(
 
 
 def evaluate(model: nn.Module, validation: Validation, config: TrainConfig, runtime: Runtime) -> dict[str, float]:
-    """The metrics of a validation, in percent, task by task."""
-    tasks = validation.tasks.items()
-    return validation.summary({n: task.metrics(score_queries(model, task, config, runtime)) for n, task in tasks})
+    """The metrics of a validation, in percent, task by task; the same on every rank."""
+    metrics = {}
+    for name, task in validation.tasks.items():
+        scores = score_queries(model, task, config, runtime)
+        metrics[name] = task.metrics(scores) if runtime.world.is_main else {}
+    return runtime.world.share(validation.summary(metrics) if runtime.world.is_main else {})
 
 
 class Saver:
     """Saves the state of a run behind each epoch's steps, among them as `--save-every` says, and for a signal."""
 
-    def __init__(self, run_folder: Path, config: TrainConfig, signals: StopSignals, write: Callable[[], None]):
-        self.run_folder, self.signals, self.write = run_folder, signals, write
+    def __init__(
+        self, run_folder: Path, config: TrainConfig, signals: StopSignals, world: World, write: Callable[[], None]
+    ):
+        self.run_folder, self.signals, self.world, self.write = run_folder, signals, world, write
         self.steps, self.seconds = save_interval(config.save_every)
         self.since, self.last = 0, time.monotonic()
 
     def after_step(self) -> None:
+        """Every rank saves where one has a reason to: ranks hear of a signal, and count minutes, at different times."""
         self.since += 1
         due = (self.steps and self.since >= self.steps) or (
             self.seconds and time.monotonic() - self.last >= self.seconds
         )
-        if due or self.signals.number is not None:
+        due, number = self.world.largest(bool(due), self.signals.number or 0)
+        self.signals.number = number or None
+        if due or number:
             self.save()
 
     def save(self) -> None:
@@ -288,18 +325,19 @@ def fit(
 
     `state` is what `training_state.read_state` has found of a run that goes on. Raises `Stopped` where a signal asks.
     """
-    loader = make_train_loader(train_set, config, runtime.device)
+    world = runtime.world
+    loader = make_train_loader(train_set, config, runtime.device, world)
     optimization = Optimization(model, config, len(loader), runtime)
     progress = Progress(Best(config.preset.monitor))
     if state is not None:
-        progress = restore(state, run_folder, model, optimization)
+        progress = restore(state, run_folder, model, optimization, world)
+    gradients = Gradients(model, runtime.autocast, optimization.scaler.scale, config.micro_batch, world)
     with StopSignals() as signals:
-        saver = Saver(
-            run_folder, config, signals, lambda: save_state(run_folder, model, optimization, progress, config)
-        )
+        write = partial(save_state, run_folder, model, optimization, progress, config, world)
+        saver = Saver(run_folder, config, signals, world, write)
         while progress.epoch < config.num_epochs:
             if progress.step < len(loader):
-                train_one_epoch(model, loader, make_samples, optimization, config, runtime, progress, saver.after_step)
+                train_one_epoch(gradients, loader, make_samples, optimization, config, progress, saver.after_step)
                 if saver.since:
                     saver.save()
             finish_epoch(model, validation, config, runtime, run_folder, progress, signals)
@@ -318,19 +356,28 @@ def finish_epoch(
     signals: StopSignals,
 ) -> None:
     """Write an epoch's row, validate, and save the models that are asked for: all can be done again from the state."""
-    epoch, means, saved = progress.epoch, progress.meter.means(), run_folder / "saved_models"
-    append_csv(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
-    if config.save_training:
-        save_model(model, epoch, saved / LAST_FILE)
+    epoch, saved, is_main = progress.epoch, run_folder / "saved_models", runtime.world.is_main
+    means = mean_of_ranks(progress.meter.means(), runtime.world)
+    if is_main:
+        append_csv(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
+        if config.save_training:
+            save_model(model, epoch, saved / LAST_FILE)
     print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
     if epoch % config.validation_frequency:
         return
     with signals.at_once():
         metrics = evaluate(model, validation, config, runtime)
-    append_csv(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
+    if is_main:
+        append_csv(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
     print(f"epoch {epoch}: {_short(metrics)}", flush=True)
-    if progress.best.update(epoch, metrics) and config.save_best:
+    if progress.best.update(epoch, metrics) and config.save_best and is_main:
         save_model(model, epoch, saved / config.preset.best_file)
+
+
+def mean_of_ranks(values: dict[str, float], world: World) -> dict[str, float]:
+    """Losses are the same on every rank; numbers of its own batches are not."""
+    ranks = world.collect(values)
+    return {name: math.fsum(of_rank[name] for of_rank in ranks) / world.size for name in values}
 
 
 def _short(values: dict[str, float]) -> str:

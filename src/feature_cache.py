@@ -23,11 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data_utils import ImageDataset
+from distributed import ALONE, World
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
 from training_state import frozen_fingerprint
 
 PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
+# Name of a file beside the features -> columns and type of its array.
+ARRAYS = {"sizes": ((2,), np.int32), "crc": ((), np.uint32), "done": ((), bool)}
 BATCH = 32
 BATCHES_PER_FLUSH = 16
 
@@ -91,8 +94,12 @@ class _Sources(Dataset):
         return self.indices[position], self.dataset.load_image(name), self.dataset.get_image_size(name)
 
 
-def use_feature_cache(config, model: nn.Module, device: torch.device, *datasets: ImageDataset) -> None:
-    """Let the datasets give features instead of images, as the configuration says; builds what is not there."""
+def use_feature_cache(
+    config, model: nn.Module, device: torch.device, *datasets: ImageDataset, world: World = ALONE
+) -> None:
+    """Let the datasets give features instead of images, as the configuration says; builds what is not there, every
+    rank its share.
+    """
     if config.feature_cache == "off":
         return
     if config.cache_device == "cuda" and device.type != "cuda":
@@ -102,7 +109,7 @@ def use_feature_cache(config, model: nn.Module, device: torch.device, *datasets:
     for dataset in datasets:
         key = cache_key(dataset, model, fingerprint, config.cache_precision)
         folder = Path(config.feature_cache).expanduser() / _key_name(key)
-        build(folder, key, dataset, model, device, config.num_workers)
+        build(folder, key, dataset, model, device, config.num_workers, world)
         dataset.features = FeatureCache(folder, key, table)
 
 
@@ -139,58 +146,93 @@ def _open_features(folder: Path, shape: tuple, precision: str, mode: str) -> np.
 
 
 def build(
-    folder: Path, key: dict, dataset: ImageDataset, model: nn.Module, device: torch.device, num_workers: int
+    folder: Path,
+    key: dict,
+    dataset: ImageDataset,
+    model: nn.Module,
+    device: torch.device,
+    num_workers: int,
+    world: World = ALONE,
 ) -> None:
     """Make the cache, or what is missing of it. Raises InputError for a full disk or a value that fp16 cannot hold."""
-    done, missing = _prepare(folder, key)
+    missing = world.share(_prepare(folder, key) if world.is_main else None)
     if not missing:
         return
-    shape = key["count"], key["tokens"], key["width"]
-    features = _open_features(folder, shape, key["precision"], "r+")
-    sizes, crc = np.load(folder / "sizes.npy"), np.load(folder / "crc.npy")
-    loader = DataLoader(_Sources(dataset, missing), BATCH, num_workers=num_workers, collate_fn=list)
     was_training = model.training
     model.eval()
-    start, told = time.perf_counter(), False
+    _build_rows(folder, key, dataset, model, device, num_workers, missing[world.rank :: world.size])
+    model.train(was_training)
+    world.wait()
+
+
+def _build_rows(
+    folder: Path,
+    key: dict,
+    dataset: ImageDataset,
+    model: nn.Module,
+    device: torch.device,
+    num_workers: int,
+    rows: list[int],
+) -> None:
+    """Compute and write these rows of a cache."""
+    files = _Files(folder, key)
+    loader = DataLoader(_Sources(dataset, rows), BATCH, num_workers=num_workers, collate_fn=list)
+    start = time.perf_counter()
     for number, batch in enumerate(tqdm(loader, desc=f"features of {dataset.title}", dynamic_ncols=True), start=1):
         images = torch.stack([image for _, image, _ in batch]).to(device)
-        rows = model.encode_frozen(images).float().cpu().numpy()
-        for (index, _, size), row in zip(batch, rows, strict=True):
-            stored = _store(row, key["precision"], dataset.names[index])
-            features[index], sizes[index], crc[index], done[index] = stored, size, zlib.crc32(stored), True
-        if not told:
-            seconds = (time.perf_counter() - start) * len(loader)
-            print(f"feature cache: about {seconds / 60:.1f} minutes for {len(missing)} images", flush=True)
-            told = True
+        features = model.encode_frozen(images).float().cpu().numpy()
+        for (index, _, size), row in zip(batch, features, strict=True):
+            files.write(index, _store(row, key["precision"], dataset.names[index]), size)
+        if number == 1:
+            minutes = (time.perf_counter() - start) * len(loader) / 60
+            print(f"feature cache: about {minutes:.1f} minutes for {len(rows)} images", flush=True)
         if number % BATCHES_PER_FLUSH == 0 or number == len(loader):
-            _flush(folder, features, sizes, crc, done)
-    model.train(was_training)
+            files.flush()
 
 
-def _prepare(folder: Path, key: dict) -> tuple[np.ndarray, list[int]]:
-    """Make the files where they are not there -> flags of what is done, numbers of what is not."""
-    count = key["count"]
-    item = np.dtype(PRECISIONS[key["precision"]]).itemsize
-    size = count * key["tokens"] * key["width"] * item
+class _Files:
+    """The files of a cache, mapped for writing: every process writes its own rows of them."""
+
+    def __init__(self, folder: Path, key: dict):
+        shape = key["count"], key["tokens"], key["width"]
+        self.features = _open_features(folder, shape, key["precision"], "r+")
+        self.sizes, self.crc, self.done = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ARRAYS)
+        self.written: list[int] = []
+
+    def write(self, index: int, row: np.ndarray, size: tuple[int, int]) -> None:
+        self.features[index], self.sizes[index], self.crc[index] = row, size, zlib.crc32(row)
+        self.written.append(index)
+
+    def flush(self) -> None:
+        """First the rows, then what says that they are there."""
+        for array in (self.features, self.sizes, self.crc):
+            array.flush()
+        self.done[self.written] = True
+        self.done.flush()
+        self.written = []
+
+
+def _prepare(folder: Path, key: dict) -> list[int]:
+    """Make the files where they are not there -> the rows that are not done."""
     if not (folder / "key.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        print(f"feature cache: {count} images, {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free", flush=True)
-        if size > 0.95 * free:
-            raise InputError(f"the feature cache needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free")
-        _open_features(folder, (count, key["tokens"], key["width"]), key["precision"], "w+")
-        arrays = {
-            "sizes": np.zeros((count, 2), np.int32),
-            "crc": np.zeros(count, np.uint32),
-            "done": np.zeros(count, bool),
-        }
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
-        write_atomically(folder / "key.json", json.dumps(key, sort_keys=True))
+        _make_files(folder, key)
     if json.loads((folder / "key.json").read_text(encoding="utf-8")) != key:
         raise InputError(f"{folder / 'key.json'} is not the key of this cache: remove {folder}")
-    done = np.load(folder / "done.npy")
-    return done, np.flatnonzero(~done).tolist()
+    return np.flatnonzero(~np.load(folder / "done.npy")).tolist()
+
+
+def _make_files(folder: Path, key: dict) -> None:
+    count, shape = key["count"], (key["count"], key["tokens"], key["width"])
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(PRECISIONS[key["precision"]]).itemsize
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    print(f"feature cache: {count} images, {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free", flush=True)
+    if size > 0.95 * free:
+        raise InputError(f"the feature cache needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free")
+    _open_features(folder, shape, key["precision"], "w+")
+    for name, (columns, dtype) in ARRAYS.items():
+        np.save(folder / f"{name}.npy", np.zeros((count, *columns), dtype))
+    write_atomically(folder / "key.json", json.dumps(key, sort_keys=True))
 
 
 def _store(row: np.ndarray, precision: str, name: str) -> np.ndarray:
@@ -200,12 +242,3 @@ def _store(row: np.ndarray, precision: str, name: str) -> np.ndarray:
     if not np.isfinite(stored).all():
         raise InputError(f"the features of image {name!r} reach {np.abs(row).max():.3g}, beyond {precision}: use fp32")
     return stored
-
-
-def _flush(folder: Path, features: np.memmap, sizes: np.ndarray, crc: np.ndarray, done: np.ndarray) -> None:
-    """First the rows, then what says that they are there."""
-    features.flush()
-    for name, array in (("sizes", sizes), ("crc", crc), ("done", done)):
-        partial = folder / f"{name}.partial.npy"
-        np.save(partial, array)
-        partial.replace(folder / f"{name}.npy")

@@ -109,8 +109,9 @@ class TrainConfig:
     """A training run. The defaults are what upstream's README tells its users; what is None comes from the preset.
 
     `feature_cache` is a folder for the frozen ViT's output, or `off`. `gallery` is FashionIQ's protocol: `split` ranks
-    every image of the split list, `captions` only those that a caption names. `precision` is `auto` (fp16 on CUDA, fp32
-    elsewhere), `fp16`, `bf16` or `fp32`; `memory_mib` bounds the temporaries of the ranking.
+    every image of the split list, `captions` only those that a caption names. `precision` is `auto` (on CUDA
+    bf16, or fp16 where there is none; fp32 elsewhere), `fp16`, `bf16` or `fp32`; `batch_size` is that of each process;
+    `micro_batch` bounds what of it is in memory at a time; `memory_mib` bounds the temporaries of the ranking.
     """
 
     dataset: str
@@ -130,6 +131,7 @@ class TrainConfig:
     schedule_epochs: int | None = None
     warmup: float | None = None
     batch_size: int = 128
+    micro_batch: int | None = None
     learning_rate: float | None = None
     loss_rtc: float | None = None
     loss_align: float | None = None
@@ -141,6 +143,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     validation_frequency: int = 1
     memory_mib: float = 256
     save_training: bool = False
@@ -159,6 +162,8 @@ class TrainConfig:
         positive = ("num_epochs", "batch_size", "validation_frequency", "learning_rate", "memory_mib")
         for name in [n for n in positive if not getattr(self, n) > 0]:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(f"--micro-batch must be at least 1, not {self.micro_batch}")
         if self.num_workers < 0 or (self.max_triplets is not None and self.max_triplets < 1):
             raise InputError("--num-workers must be at least 0 and --max-triplets at least 1")
         self._check_schedule()

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,13 @@ from pathlib import Path
 import timm
 import torch
 import transformers
+from torch import nn
 from torch.utils.data import Subset
 
 import engine
 from data_utils import TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets, training_sentences
+from distributed import join_world
 from feature_cache import use_feature_cache
 from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
@@ -32,6 +34,7 @@ def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
     """
     state = None if resumed is None else read_state(resumed)
     runtime = engine.choose_runtime(config.device, config.precision)
+    runtime = replace(runtime, world=join_world(runtime.device))
     size = load_config(config.backbone).vision.image_size
     preprocess = build_preprocess(config.transform, config.target_ratio, size)
     train_set, galleries = open_triplets(config, preprocess), open_galleries(config, preprocess)
@@ -46,18 +49,26 @@ def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
         region_objective=config.region_objective,
     )
     validation = make_validation(config, galleries, txt_processors["eval"])
-    run_folder = resumed or make_run_folder(config)
-    write_hyperparameters(config, runtime, run_folder)
+    run_folder = open_run_folder(config, runtime, resumed)
     print(f"{len(train_set)} triplets; {validation}; {runtime.device}; run {run_folder}", flush=True)
     triplets = TrainingTriplets(train_set)
     if config.max_triplets is not None:
         triplets = Subset(triplets, range(min(config.max_triplets, len(triplets))))
-    use_feature_cache(config, model, runtime.device, train_set, *galleries.values())
+    use_feature_cache(config, model, runtime.device, train_set, *galleries.values(), world=runtime.world)
+    if config.compile:
+        compile_model(model, images=config.feature_cache == "off")
     to_device = partial(train_set.on_device, device=runtime.device)
     make_samples = sample_maker(txt_processors["train"], training_sentences(config), to_device)
     best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
     print(final_table(best, config, run_folder), flush=True)
     return best
+
+
+def compile_model(model: nn.Module, images: bool) -> None:
+    """Compile the Q-Former and, where it has images to encode, the ViT; in place, so that names stay as they are."""
+    model.Qformer.model.compile()
+    if images:
+        model.visual_encoder.compile()
 
 
 def sample_maker(process_caption: Callable, sentences: Callable, to_device: Callable) -> Callable[[dict], dict]:
@@ -82,6 +93,15 @@ def region_samples(batch: dict) -> dict:
     return boxes | {"target_names": batch["target_name"], "statistics": statistics}
 
 
+def open_run_folder(config: TrainConfig, runtime: engine.Runtime, resumed: Path | None) -> Path:
+    """The folder of a run to go on with, or a new one, which rank 0 makes; with the settings of this run."""
+    folder = None
+    if runtime.world.is_main:
+        folder = resumed or make_run_folder(config)
+        write_hyperparameters(config, runtime, folder)
+    return runtime.world.share(folder)
+
+
 def make_run_folder(config: TrainConfig) -> Path:
     """`<output>/clip_finetuned_on_<tag>_<model>_<time>`, new: a second run within the second gets a number."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -99,6 +119,7 @@ def make_run_folder(config: TrainConfig) -> Path:
 def write_hyperparameters(config: TrainConfig, runtime: engine.Runtime, run_folder: Path) -> None:
     versions = {m.__name__: m.__version__ for m in (torch, timm, transformers)} | {"python": platform.python_version()}
     settings = asdict(config) | {"device": str(runtime.device), "dtype": str(runtime.dtype), "versions": versions}
+    settings["processes"] = runtime.world.size
     write_atomically(run_folder / "training_hyperparameters.json", json.dumps(settings, indent=2, default=str))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distributed import ALONE, World
 from lavis.common.errors import InputError
 from lavis.common.files import atomic_writer, write_atomically
 from train_config import STATE_FILE, TrainConfig
@@ -66,17 +67,23 @@ class Progress:
         self.epoch, self.step, self.meter = self.epoch + 1, 0, LossMeter()
 
 
-def save_state(run_folder: Path, model: nn.Module, optimization, progress: Progress, config: TrainConfig) -> None:
-    """Write `STATE_FILE`; the one before it stays until this one is whole on the disk."""
+def save_state(
+    run_folder: Path, model: nn.Module, optimization, progress: Progress, config: TrainConfig, world: World = ALONE
+) -> None:
+    """Write `STATE_FILE`; the one before it stays until this one is whole on the disk. Every rank has a part in it."""
+    sums = {name: float(total) for name, total in progress.meter.sums.items()}
+    sums, random_states = world.collect(sums), world.collect(random_state())
+    if not world.is_main:
+        return
     state = {
         "config": {name: _plain(value) for name, value in asdict(config).items()},
         "frozen": frozen_fingerprint(model),
         "model": {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)},
         "optimization": optimization.state_dict(),
-        "random": random_state(),
+        "random": random_states,
         "epoch": progress.epoch,
         "step": progress.step,
-        "sums": {name: float(total) for name, total in progress.meter.sums.items()},
+        "sums": sums,
         "count": progress.meter.count,
         "best": asdict(progress.best),
         "csv": {name: _text(run_folder / name) for name in CSV_FILES},
@@ -104,23 +111,28 @@ def read_state(run_folder: Path) -> dict:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): the run cannot go on") from error
 
 
-def restore(state: dict, run_folder: Path, model: nn.Module, optimization) -> Progress:
+def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world: World = ALONE) -> Progress:
     """Bring model, optimizer, schedule, random states and CSV files back to where `state` was saved.
 
-    Raises InputError where the frozen ViT is not the one of the run.
+    Raises InputError where the frozen ViT is not the one of the run, or there were more or fewer ranks.
     """
+    if len(state["random"]) != world.size:
+        raise InputError(
+            f"{run_folder} was trained by {len(state['random'])} processes, and these are {world.size}: start as many"
+        )
     if state["frozen"] != frozen_fingerprint(model):
         raise InputError(f"the ViT's weights are not those that {run_folder} was trained with: give the same --weights")
     frozen = {name: value for name, value in model.state_dict().items() if name.startswith(FROZEN)}
     model.load_state_dict(state["model"] | frozen)
     optimization.load_state_dict(state["optimization"])
-    for name, text in state["csv"].items():
+    for name, text in state["csv"].items() if world.is_main else ():
         if text is None:
             (run_folder / name).unlink(missing_ok=True)
         else:
             write_atomically(run_folder / name, text)
-    set_random_state(state["random"])
-    return Progress(Best(**state["best"]), state["epoch"], state["step"], LossMeter(state["sums"], state["count"]))
+    set_random_state(state["random"][world.rank])
+    meter = LossMeter(state["sums"][world.rank], state["count"])
+    return Progress(Best(**state["best"]), state["epoch"], state["step"], meter)
 
 
 def frozen_fingerprint(model: nn.Module) -> str:

@@ -8,6 +8,8 @@ import torch
 
 import engine
 from data_utils import CIRRDataset, collate_fn, targetpad_transform
+from distributed import ALONE, World
+from gradients import total_loss
 from lavis.common.errors import InputError
 from lavis.models import load_model_and_preprocess
 from retrieval_task import cirr_validation
@@ -42,7 +44,7 @@ def read_csv(path) -> list[dict]:
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
-        sampler = engine.EpochSampler(50, seed)
+        sampler = engine.EpochSampler(50, 1, seed, ALONE)
         sampler.epoch = epoch
         return list(sampler)
 
@@ -52,11 +54,24 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 8), (2, 4), (3, 5)])
+def test_the_ranks_share_the_order_step_by_step(ranks, batch):
+    samplers = [engine.EpochSampler(50, batch, 7, World(rank, ranks)) for rank in range(ranks)]
+    shares = [list(sampler) for sampler in samplers]
+    whole = list(engine.EpochSampler(50, ranks * batch, 7, ALONE))
+    steps = range(0, len(shares[0]), batch)
+    assert [item for step in steps for share in shares for item in share[step : step + batch]] == whole
+    assert len(whole) == 50 // (ranks * batch) * ranks * batch
+    for sampler, share in zip(samplers, shares, strict=True):
+        sampler.start = 1
+        assert list(sampler) == share[batch:]
+
+
 def test_losses_and_weights_must_share_their_names():
     loss = torch.tensor(2.0)
-    assert engine.total_loss({"a": loss, "b": loss}, {"a": 1.0, "b": 0.5}) == 3
+    assert total_loss({"a": loss, "b": loss}, {"a": 1.0, "b": 0.5}) == 3
     with pytest.raises(KeyError, match="same names"):
-        engine.total_loss({"a": loss}, {"a": 1.0, "b": 1.0})
+        total_loss({"a": loss}, {"a": 1.0, "b": 1.0})
 
 
 @pytest.mark.parametrize(("epochs", "planned"), [(2, 80), (100, 100)])
@@ -68,7 +83,8 @@ def test_the_schedule_is_planned_as_upstream(config, epochs, planned):
     for _ in range(epochs * 3):
         rates.append(found.learning_rate)
         momenta.append(found.optimizer.param_groups[0]["betas"][0])
-        found.step(model(torch.ones(2)).sum())
+        model(torch.ones(2)).sum().backward()
+        found.step()
     other = torch.optim.AdamW(model.parameters(), lr=1e-3)
     expected = torch.optim.lr_scheduler.OneCycleLR(
         other, max_lr=1e-3, pct_start=1 / 50, steps_per_epoch=3, epochs=planned
@@ -156,11 +172,11 @@ def test_a_loss_that_is_no_number_stops_the_training(parts, config, tmp_path):
 
 def test_a_batch_larger_than_the_data_is_refused(parts, config):
     with pytest.raises(InputError, match="41 is more than the 40"):
-        engine.make_train_loader(parts[1], dataclasses.replace(config, batch_size=41), CPU.device)
+        engine.make_train_loader(parts[1], dataclasses.replace(config, batch_size=41), CPU.device, ALONE)
 
 
 def test_the_loader_drops_the_incomplete_batch(parts, config):
-    loader = engine.make_train_loader(parts[1], dataclasses.replace(config, batch_size=12), CPU.device)
+    loader = engine.make_train_loader(parts[1], dataclasses.replace(config, batch_size=12), CPU.device, ALONE)
     assert [len(batch[2]) for batch in loader] == [12, 12, 12]
     assert loader.collate_fn is collate_fn
 

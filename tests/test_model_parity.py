@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from upstream_reference import Reference, build_model, samples_of
 
-from engine import total_loss
+from gradients import total_loss
 from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import token_scores
 from lavis.models.blip2_models.Qformer import attention_mask
 

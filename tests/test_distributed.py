@@ -1,0 +1,166 @@
+"""Several processes on the CPU: the losses and gradients of one with the whole batch, and whole runs under torchrun."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import REPOSITORY
+from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
+
+from distributed import ALONE, World
+from gradients import Gradients
+from lavis.models.blip2_models.region import OBJECTIVES
+
+SCRIPT = REPOSITORY / "src" / "blip_fine_tune_2.py"
+# Shards of five triplets, of unequal size: the second rank of the last one has a single image, which has no box.
+SHARDS = {2: ([0, 1, 2], [3, 4]), 3: ([0, 2], [3, 4], [1])}
+CASES = [(objective, micro_batch) for objective in (None, *OBJECTIVES) for micro_batch in (None, 1)]
+
+
+def shard_of(samples: dict, rows: list[int]) -> dict:
+    taken = {name: [value[row] for row in rows] for name, value in samples.items() if name != "statistics"}
+    return {name: torch.stack(rows) if isinstance(rows[0], torch.Tensor) else rows for name, rows in taken.items()}
+
+
+def run_rank(rank: int, size: int, folder: str, yaml: str) -> None:
+    """One process: every case, the result of each in a file."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    world, results = World(rank, size), []
+    for objective, micro_batch in CASES:
+        model = make_model(yaml, objective)
+        gradients = Gradients(model, micro_batch=micro_batch, world=world)
+        losses = gradients(shard_of(make_samples(), SHARDS[size][rank]), weights_of(objective))
+        results.append(({name: loss.detach() for name, loss in losses.items()}, gradients_of(model)))
+    rows = torch.arange(3.0 * rank).view(rank, 3)  # none on rank 0
+    told = {
+        "gathered": world.gather(rows), "collected": world.collect(rank), "shared": world.share(f"from {rank}"),
+        "largest": world.largest(rank, -rank),
+    }  # fmt: skip
+    torch.save((results, told), f"{folder}/rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_have_the_gradients_of_one_process_with_the_whole_batch(small_yaml, tmp_path, size):
+    mp.spawn(run_rank, (size, str(tmp_path), small_yaml), nprocs=size)
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(size)]
+    order = [row for shard in SHARDS[size] for row in shard]
+    for number, (objective, micro_batch) in enumerate(CASES):
+        model = make_model(small_yaml, objective)
+        losses = Gradients(model)(shard_of(make_samples(), order), weights_of(objective))
+        print(f"{size} ranks, {objective}, micro-batch {micro_batch}: {losses}")
+        for results, _ in ranks:
+            assert_same_step(results[number], (losses, gradients_of(model)))
+    for _, told in ranks:
+        expected = torch.cat([torch.arange(3.0 * rank).view(rank, 3) for rank in range(size)])
+        assert torch.equal(told["gathered"], expected)
+        assert told["collected"] == list(range(size))
+        assert told["shared"] == "from 0"
+        assert told["largest"] == [size - 1, 0]
+
+
+def test_alone_everything_is_given_back():
+    rows = torch.ones(2, 3)
+    assert ALONE.is_main
+    assert ALONE.gather(rows) is rows
+    assert ALONE.joined({"query": rows}) == {"query": rows}
+    assert (ALONE.collect(5), ALONE.share(6), ALONE.largest(7, 8)) == ([5], 6, [7, 8])
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def still_yaml(small_yaml, tmp_path_factory) -> str:
+    """The small model without dropout."""
+    path = tmp_path_factory.mktemp("model") / "still.yaml"
+    path.write_text(Path(small_yaml).read_text().replace("initializer_range", "dropout: 0.0, initializer_range"))
+    return str(path)
+
+
+def command(processes: int, *flags: str) -> list[str]:
+    if processes == 1:
+        return [sys.executable, str(SCRIPT), *flags]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, str(SCRIPT), *flags]
+
+
+def flags_of(demo: Path, yaml: str, output: Path, batch_size: int, *more: str) -> list[str]:
+    flags = [
+        "--dataset",
+        "CIRR",
+        "--data-path",
+        str(demo),
+        "--backbone",
+        yaml,
+        "--weights",
+        "random",
+        "--device",
+        "cpu",
+    ]
+    flags += ["--batch-size", str(batch_size), "--num-workers", "0", "--learning-rate", "1e-3", "--save-best"]
+    flags += ["--use-region-loss", "--box-file", str(demo / "boxes" / "cirr_boxes_train.json")]
+    return [*flags, "--output-folder", str(output), *more]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def train(processes: int, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(processes, *flags), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def rows_of(output: Path, name: str) -> list[list[float]]:
+    (path,) = output.glob(f"*/{name}_metrics.csv")
+    with path.open(newline="") as file:
+        return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
+
+
+def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
+    cache = ("--feature-cache", str(tmp_path / "cache"), "--cache-precision", "fp32")
+    one = train(1, *flags_of(demo, still_yaml, tmp_path / "one", 8, "--num-epochs", "2"))
+    flags = flags_of(demo, still_yaml, tmp_path / "two", 4, *cache)
+    two = train(2, *flags, "--num-epochs", "1")
+    two_more = train(2, *flags, "--num-epochs", "2", "--resume", "auto")
+    for finished in (one, two, two_more):
+        assert finished.returncode == 0, finished.stderr
+    assert two.stdout.count("best epoch") == 1  # one rank speaks
+    for name in ("train", "validation"):
+        expected, found = (torch.tensor(rows_of(tmp_path / folder, name)) for folder in ("one", "two"))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    (model,) = tmp_path.glob("two/*/saved_models/*")
+    assert model.name == "tuned_clip_arithmetic.pt"
+    other = train(1, *flags, "--num-epochs", "3", "--resume", "auto")
+    assert other.returncode == 2
+    assert "trained by 2 processes, and these are 1" in other.stderr
+
+
+def test_a_rank_that_dies_ends_the_job(demo, still_yaml, tmp_path):
+    flags = flags_of(demo, still_yaml, tmp_path, 4, "--num-epochs", "1000")
+    with subprocess.Popen(
+        command(2, *flags), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        for line in job.stdout:
+            if line.startswith("epoch 0: group_recall"):
+                break
+        children = subprocess.run(
+            ["ps", "--ppid", str(job.pid), "-o", "pid="], capture_output=True, text=True, check=True
+        )
+        victim, start = int(children.stdout.split()[-1]), time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert time.monotonic() - start < 90
+    assert "SIGKILL" in errors
