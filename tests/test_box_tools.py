@@ -212,14 +212,35 @@ def test_what_regions_cost_is_measured(capsys):
     assert "with regions" in capsys.readouterr().out
 
 
-def test_a_cached_step_is_measured(tmp_path, capsys):
-    from benchmark_step import MODES
-    from benchmark_step import main as benchmark
+def test_speed_is_measured(tmp_path, capsys):
+    from benchmark_speed import main as benchmark
+    from benchmark_speed import whole_training
 
-    found = benchmark(["--backbone", "tiny", "--steps", "1", "--folder", str(tmp_path)])
-    assert set(found) == {"prepare", *MODES}
-    assert all(found[mode]["seconds"] > 0 and found[mode]["mib"] > 0 for mode in MODES)
-    assert "times as fast from the cache" in capsys.readouterr().out
+    table, rows = tmp_path / "table.md", ["upstream", "cached+regions", "validation"]
+    flags = ["--backbone", "tiny", "--batch-size", "2", "--steps", "1", "--threads", "1", "--device", "cpu"]
+    found = benchmark([*flags, "--folder", str(tmp_path / "data"), "--table", str(table), "--rows", *rows])
+    assert set(found) == {"prepare", *rows}
+    assert all(found[row]["rate"] > 0 and found[row]["gib"] > 0 for row in rows)
+    assert all(0 < found[row]["share"] < 1 and found[row]["precision"] == "float32" for row in rows[:2])
+    assert table.read_text().splitlines()[2:] == capsys.readouterr().out.splitlines()[-4:-1]
+    parts = {
+        "build": {"rate": 19236 / 60},
+        "cached": {"rate": 50 * 28225 / 120},
+        "validation": {"rate": 4181 * 50 / 60},
+    }
+    assert "rows: 4.0 minutes (cache 1.0, training 2.0, validation 1.0)" in whole_training(parts)
+
+
+def test_upstreams_way_has_the_same_numbers(small_yaml):
+    from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
+    from upstream_way import go_upstreams_way
+
+    from gradients import Gradients
+
+    ours, theirs = make_model(small_yaml), make_model(small_yaml)
+    go_upstreams_way(theirs)
+    results = [(Gradients(m)(make_samples(), weights_of(None)), gradients_of(m)) for m in (ours, theirs)]
+    assert_same_step(*results)
 
 
 # --- YOLO -------------------------------------------------------------------------------------------------------------

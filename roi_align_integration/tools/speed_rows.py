@@ -1,0 +1,222 @@
+"""The measurements of benchmark_speed.py, on the training loop itself."""
+
+import argparse
+import resource
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from make_demo_dataset import DemoSettings, make_demo_dataset
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from upstream_way import go_upstreams_way
+
+import engine
+from data_utils import TrainingTriplets
+from dataset_catalog import make_validation, open_galleries, open_triplets
+from distributed import ALONE
+from feature_cache import use_feature_cache
+from gradients import Gradients
+from lavis.models import Blip2QformerCirAlignPrompt
+from lavis.models.checkpoint import load_checkpoint, save_model
+from lavis.models.model_config import load_config
+from lavis.models.tokenizer import build_tokenizer
+from lavis.processors import BlipCaptionProcessor
+from preprocess import build_preprocess
+from train_config import TrainConfig
+from training_run import compile_model, sample_maker
+from training_state import Best, Progress
+
+MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
+
+
+def measure_row(args: argparse.Namespace) -> dict:
+    """The numbers of `args.row`: work a second and its unit, seconds of a step, GiB, share of the matrix throughput."""
+    torch.set_num_threads(args.threads)
+    runtime = engine.choose_runtime(args.device, args.precision)
+    if args.row == "upstream" and runtime.device.type == "cuda" and args.precision == "auto":
+        runtime = engine.choose_runtime(args.device, "fp16")
+    batch_size = args.batch_size or (128 if runtime.device.type == "cuda" else 4)
+    row = Row(args, batch_size, runtime)
+    if args.row == "prepare":
+        row.make_files()
+        return {}
+    found = {"build": row.build, "validation": row.validation}.get(args.row, row.steps)()
+    precision = str(runtime.dtype).removeprefix("torch.")
+    return found | {"batch": batch_size, "precision": precision, "gib": peak_gib(runtime.device)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table; what it needs is made when it is first asked for."""
+
+    args: argparse.Namespace
+    batch_size: int
+    runtime: engine.Runtime
+
+    @property
+    def images(self) -> Path:
+        return self.args.folder / f"images-{self.batch_size}-{self.args.steps}"
+
+    @property
+    def weights(self) -> Path:
+        return self.args.folder / f"{self.args.backbone}.pt"
+
+    def make_files(self) -> None:
+        """Images, and random weights as a checkpoint: the frozen ViT is then read from disk where it is used."""
+        images, triplets = max(12, 2 * self.batch_size), self.args.steps * self.batch_size
+        few = {"test_images": 6, "test_triplets": 2}
+        settings = DemoSettings(max(images, triplets), triplets, val_images=images, val_triplets=2 * images, **few)
+        make_demo_dataset(self.images, settings)
+        if not self.weights.is_file():
+            save_model(random_model(self.args.backbone), 0, self.weights)
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        args, regions = self.args, self.args.row.endswith("+regions")
+        cached = args.row in ("cached", "cached+regions", "build", "validation")
+        folder = args.folder / ("new_cache" if args.row == "build" else "cache")
+        return TrainConfig(
+            "CIRR",
+            data_path=self.images,
+            box_file=self.images / "boxes" / "cirr_boxes_train.json" if regions else None,
+            use_region_loss=regions,
+            batch_size=self.batch_size,
+            micro_batch=args.micro_batch,
+            num_workers=args.num_workers,
+            feature_cache=str(folder) if cached else "off",
+            cache_device=args.cache_device,
+        )
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """With the weights of the checkpoint, on its device."""
+        model = random_model(self.args.backbone, "meta")
+        if self.runtime.device.type == "cuda":
+            model.use_half_precision_vit()
+        load_checkpoint(model, self.weights)
+        if self.args.row == "upstream":
+            go_upstreams_way(model)
+        model.region_objective, model.use_region_loss = self.config.region_objective, self.config.use_region_loss
+        return model.to(self.runtime.device)
+
+    @cached_property
+    def preprocess(self):
+        config = self.config
+        return build_preprocess(config.transform, config.target_ratio, self.model.config.vision.image_size)
+
+    def steps(self) -> dict:
+        """The mean of `--steps` steps of the training loop, loading included, behind as many that warm up."""
+        training = Training(self)
+        flops = training.flops_of_a_step()
+        if self.args.compile:
+            compile_model(self.model, images=self.config.feature_cache == "off")
+        after_step = partial(wait_for, self.runtime.device) if self.args.row == "upstream" else lambda: None
+        training.epoch_seconds(0, after_step)
+        seconds = training.epoch_seconds(1, after_step) / self.args.steps
+        if self.args.profile:
+            print(f"{self.args.row}:\n{training.profile()}")
+        share = flops / seconds / matrix_throughput(self.runtime)
+        return {"rate": self.batch_size / seconds, "unit": "triplets", "seconds": seconds, "share": share}
+
+    def build(self) -> dict:
+        """Images a second of making the feature cache."""
+        shutil.rmtree(self.config.feature_cache, ignore_errors=True)
+        dataset, _ = open_triplets(self.config, self.preprocess), self.model
+        start = time.perf_counter()
+        use_feature_cache(self.config, self.model, self.runtime.device, dataset)
+        return {"rate": len(dataset.names) / (time.perf_counter() - start), "unit": "images"}
+
+    def validation(self) -> dict:
+        """Queries a second of a validation from the feature cache."""
+        galleries = open_galleries(self.config, self.preprocess)
+        use_feature_cache(self.config, self.model, self.runtime.device, *galleries.values())
+        validation = make_validation(self.config, galleries, BlipCaptionProcessor())
+        queries = sum(len(task.captions) for task in validation.tasks.values())
+        seconds = []
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            engine.evaluate(self.model, validation, self.config, self.runtime)
+            seconds.append(time.perf_counter() - start)
+        return {"rate": queries / seconds[-1], "unit": "queries"}
+
+
+class Training:
+    """The training loop of a row."""
+
+    def __init__(self, row: Row):
+        config, runtime, model = row.config, row.runtime, row.model
+        dataset = open_triplets(config, row.preprocess)
+        use_feature_cache(config, model, runtime.device, dataset)
+        to_device = partial(dataset.on_device, device=runtime.device)
+        self.config, self.device = config, runtime.device
+        self.make_samples = sample_maker(BlipCaptionProcessor(), list, to_device)
+        self.loader = engine.make_train_loader(TrainingTriplets(dataset), config, runtime.device, ALONE)
+        self.optimization = engine.Optimization(model, config, len(self.loader), runtime)
+        scale = self.optimization.scaler.scale
+        self.gradients = Gradients(model, runtime.autocast, scale, config.micro_batch)
+
+    def one_step(self) -> None:
+        self.gradients(self.make_samples(next(iter(self.loader))), self.config.loss_weights())
+        self.optimization.optimizer.zero_grad(set_to_none=True)
+
+    def flops_of_a_step(self) -> int:
+        """Floating-point operations of a step's matrix products and attention."""
+        with FlopCounterMode(display=False) as counter:
+            self.one_step()
+        return counter.get_total_flops()
+
+    def epoch_seconds(self, epoch: int, after_step: Callable[[], None]) -> float:
+        progress, start = Progress(Best("none"), epoch), time.perf_counter()
+        engine.train_one_epoch(
+            self.gradients, self.loader, self.make_samples, self.optimization, self.config, progress, after_step
+        )
+        wait_for(self.device)
+        return time.perf_counter() - start
+
+    def profile(self) -> str:
+        """What a step spends its time on."""
+        with torch.profiler.profile() as profiler:
+            self.one_step()
+            wait_for(self.device)
+        key = f"self_{self.device.type}_time_total"
+        return profiler.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60)
+
+
+def random_model(backbone: str, on: str = "cpu") -> Blip2QformerCirAlignPrompt:
+    """The model with the small vocabulary, so that nothing has to be downloaded."""
+    config = replace(load_config(backbone), tokenizer="tiny_vocab.txt")
+    torch.manual_seed(0)
+    with torch.device(on):
+        return Blip2QformerCirAlignPrompt(config, build_tokenizer(config.tokenizer, config.qformer.vocab_size))
+
+
+def matrix_throughput(runtime: engine.Runtime) -> float:
+    """Floating-point operations a second of a large matrix product in the runtime's type: what this device can do."""
+    side = MATRIX_SIDE[runtime.device.type]
+    left, right = torch.randn(2, side, side, device=runtime.device, dtype=runtime.dtype)
+    seconds = []
+    for _ in range(7):
+        wait_for(runtime.device)
+        start = time.perf_counter()
+        left @ right
+        wait_for(runtime.device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(seconds[2:])
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that was held: of the device, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
