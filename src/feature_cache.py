@@ -109,7 +109,10 @@ def use_feature_cache(
     for dataset in datasets:
         key = cache_key(dataset, model, fingerprint, config.cache_precision)
         folder = Path(config.feature_cache).expanduser() / _key_name(key)
-        build(folder, key, dataset, model, device, config.num_workers, world)
+        missing = world.share(unfinished_rows(folder, key) if world.is_main else None)
+        if missing:
+            build(folder, key, dataset, model, device, config.num_workers, missing[world.rank :: world.size])
+            world.wait()
         dataset.features = FeatureCache(folder, key, table)
 
 
@@ -152,31 +155,12 @@ def build(
     model: nn.Module,
     device: torch.device,
     num_workers: int,
-    world: World = ALONE,
-) -> None:
-    """Make the cache, or what is missing of it. Raises InputError for a full disk or a value that fp16 cannot hold."""
-    missing = world.share(_prepare(folder, key) if world.is_main else None)
-    if not missing:
-        return
-    was_training = model.training
-    model.eval()
-    _build_rows(folder, key, dataset, model, device, num_workers, missing[world.rank :: world.size])
-    model.train(was_training)
-    world.wait()
-
-
-def _build_rows(
-    folder: Path,
-    key: dict,
-    dataset: ImageDataset,
-    model: nn.Module,
-    device: torch.device,
-    num_workers: int,
     rows: list[int],
 ) -> None:
-    """Compute and write these rows of a cache."""
-    files = _Files(folder, key)
+    """Compute and write these rows of a cache. Raises InputError for a value that its precision cannot hold."""
+    files, was_training = _Files(folder, key), model.training
     loader = DataLoader(_Sources(dataset, rows), BATCH, num_workers=num_workers, collate_fn=list)
+    model.eval()
     start = time.perf_counter()
     for number, batch in enumerate(tqdm(loader, desc=f"features of {dataset.title}", dynamic_ncols=True), start=1):
         images = torch.stack([image for _, image, _ in batch]).to(device)
@@ -188,6 +172,7 @@ def _build_rows(
             print(f"feature cache: about {minutes:.1f} minutes for {len(rows)} images", flush=True)
         if number % BATCHES_PER_FLUSH == 0 or number == len(loader):
             files.flush()
+    model.train(was_training)
 
 
 class _Files:
@@ -212,7 +197,7 @@ class _Files:
         self.written = []
 
 
-def _prepare(folder: Path, key: dict) -> list[int]:
+def unfinished_rows(folder: Path, key: dict) -> list[int]:
     """Make the files where they are not there -> the rows that are not done."""
     if not (folder / "key.json").is_file():
         _make_files(folder, key)

@@ -13,7 +13,7 @@ import blip_validate
 import cirr_test_submission
 import feature_cache
 from data_utils import CIRRDataset, TrainingTriplets, collate_fn
-from feature_cache import FeatureCache, build, cache_key, use_feature_cache
+from feature_cache import FeatureCache, build, cache_key, unfinished_rows, use_feature_cache
 from lavis.common.errors import InputError
 from lavis.models import load_model
 from preprocess import squarepad_transform, targetpad_transform
@@ -146,15 +146,15 @@ def test_an_interrupted_build_goes_on(demo, model, tmp_path, monkeypatch):
         return original(images)
 
     monkeypatch.setattr(model, "encode_frozen", breaks)
-    key = _key(dataset, model)
+    key, folder = _key(dataset, model), tmp_path / "part"
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "part", key, dataset, model, CPU, 0)
-    assert np.load(tmp_path / "part" / "done.npy").sum() == 12
+        build(folder, key, dataset, model, CPU, 0, unfinished_rows(folder, key))
+    assert np.load(folder / "done.npy").sum() == 12
     with pytest.raises(InputError, match="not complete"):
-        FeatureCache(tmp_path / "part", key)
-    build(tmp_path / "part", key, dataset, model, CPU, 0)
+        FeatureCache(folder, key)
+    build(folder, key, dataset, model, CPU, 0, unfinished_rows(folder, key))
     assert sum(calls[4:]) == len(dataset.names) - 12
-    found = FeatureCache(tmp_path / "part", key)
+    found = FeatureCache(folder, key)
     assert all(torch.equal(found[i], whole.features[i]) for i in range(len(dataset.names)))
 
 
