@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from data_utils import collate_fn
 from distributed import ALONE, World, local_rank
+from faults import LossWatch
 from gradients import Gradients
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
@@ -152,6 +152,12 @@ class Optimization:
     def learning_rate(self) -> float:
         return self.scheduler.get_last_lr()[0]
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps the gradient scaler has left out, for gradients that fp16 could not hold."""
+        done = max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
+        return self.scheduler.last_epoch - done if self.scaler.is_enabled() else 0
+
     def state_dict(self) -> dict:
         return {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
 
@@ -176,6 +182,7 @@ def train_one_epoch(
     optimization: Optimization,
     config: TrainConfig,
     progress: Progress,
+    watch: LossWatch,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """The rest of an epoch -> the mean of every loss over all of it.
@@ -197,14 +204,16 @@ def train_one_epoch(
             losses = gradients(samples, config.loss_weights((epoch + step / length) / config.num_epochs))
             optimization.step()
             meter.add(losses | samples.get("statistics", {}))
+            watch.add(step, losses, batch)
             progress.step = step + 1
             if step % STEPS_PER_REPORT == 0 or step == length - 1:
-                means = meter.means()
-                check_health(model, means, epoch, step)
+                watch.check(epoch)
                 images = (step + 1 - first) * loader.batch_size * world.size * 2  # a triplet has two
                 speed = images / (time.perf_counter() - start)
-                bar.set_postfix(bar_numbers(means, model, optimization.learning_rate, speed))
+                bar.set_postfix(bar_numbers(meter.means(), model, optimization.learning_rate, speed))
             after_step()
+    if optimization.skipped_steps:
+        print(f"{optimization.skipped_steps} steps so far were skipped: gradients beyond fp16", flush=True)
     return meter.means()
 
 
@@ -212,22 +221,6 @@ def bar_numbers(means: dict[str, float], model: nn.Module, learning_rate: float,
     """What stands behind the bar."""
     shown = {name: f"{mean:.3f}" for name, mean in means.items()}
     return shown | {"lr": f"{learning_rate:.1e}", "temp": f"{model.temp.item():.4f}", "img/s": f"{speed:.0f}"}
-
-
-def check_health(model: nn.Module, means: dict[str, float], epoch: int, step: int) -> None:
-    """Stop where nothing good can follow: a loss that is no number, or a temperature that is no longer above 0."""
-    where = f"epoch {epoch}, step {step}"
-    broken = [name for name, mean in means.items() if not math.isfinite(mean)]
-    if broken:
-        raise InputError(
-            f"{', '.join(broken)} became NaN or infinite by {where}: lower --learning-rate, or use --precision bf16;"
-            " what was saved before stays as it is"
-        )
-    if not model.temp.item() > 0:
-        raise InputError(
-            f"the temperature fell to {model.temp.item():.4g} by {where}, and scores are divided by it: lower"
-            " --learning-rate or train for fewer epochs; what was saved before stays as it is"
-        )
 
 
 @torch.no_grad()
@@ -332,12 +325,18 @@ def fit(
     if state is not None:
         progress = restore(state, run_folder, model, optimization, world)
     gradients = Gradients(model, runtime.autocast, optimization.scaler.scale, config.micro_batch, world)
+    watch = LossWatch(model, run_folder, world)
     with StopSignals() as signals:
-        write = partial(save_state, run_folder, model, optimization, progress, config, world)
+
+        def write() -> None:
+            watch.check_weights(progress.epoch)
+            save_state(run_folder, model, optimization, progress, config, world)
+
         saver = Saver(run_folder, config, signals, world, write)
         while progress.epoch < config.num_epochs:
             if progress.step < len(loader):
-                train_one_epoch(gradients, loader, make_samples, optimization, config, progress, saver.after_step)
+                epoch_parts = gradients, loader, make_samples, optimization, config, progress, watch
+                train_one_epoch(*epoch_parts, saver.after_step)
                 if saver.since:
                     saver.save()
             finish_epoch(model, validation, config, runtime, run_folder, progress, signals)

@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from data_utils import ImageDataset
 from distributed import ALONE, World
 from lavis.common.errors import InputError
-from lavis.common.files import write_atomically
+from lavis.common.files import held, unwritable, write_atomically
 from training_state import frozen_fingerprint
 
 PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
@@ -109,11 +110,21 @@ def use_feature_cache(
     for dataset in datasets:
         key = cache_key(dataset, model, fingerprint, config.cache_precision)
         folder = Path(config.feature_cache).expanduser() / _key_name(key)
-        missing = world.share(unfinished_rows(folder, key) if world.is_main else None)
-        if missing:
-            build(folder, key, dataset, model, device, config.num_workers, missing[world.rank :: world.size])
-            world.wait()
+        with _held(folder) if world.is_main else nullcontext():
+            missing = world.share(unfinished_rows(folder, key) if world.is_main else None)
+            if missing:
+                build(folder, key, dataset, model, device, config.num_workers, missing[world.rank :: world.size])
+                world.wait()
         dataset.features = FeatureCache(folder, key, table)
+
+
+def _held(folder: Path) -> AbstractContextManager:
+    """Make a cache's folder and hold it: of two runs that need it one builds, and the other waits."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return held(folder, wait=True)
 
 
 def cache_key(dataset: ImageDataset, model: nn.Module, fingerprint: str, precision: str) -> dict:

@@ -14,6 +14,8 @@ from lavis.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 # Half a patch, in pixels of the input frame: a smaller region is not seen by a patch of its own.
 SMALLEST_SIDE = 7
+# Of an image with its padding: what Pillow refuses to open.
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,11 @@ class Preprocess:
 
     def to_frame(self, image: Image.Image) -> Image.Image:
         """The image as it stands in the input frame: RGB, `dim` x `dim` pixels."""
-        rgb = image.convert("RGB")
+        rgb = as_rgb(image)
         geometry = input_geometry(*rgb.size, self.target_ratio, self.dim)
+        sides = [side + 2 * padding for side, padding in zip(rgb.size, geometry.padding, strict=True)]
+        if max(sides[0] * sides[1], *geometry.resized) > MOST_PIXELS:
+            raise ValueError(f"{rgb.width} x {rgb.height} pixels, padded to {sides[0]} x {sides[1]}: crop or shrink it")
         padded = tvf.pad(rgb, list(geometry.padding))
         left, top = geometry.crop_origin
         resized = padded.resize(geometry.resized, Image.Resampling.BICUBIC)
@@ -109,6 +114,18 @@ class Preprocess:
         order = np.argsort(-sides.prod(axis=1), kind="stable")
         kept = order[large[order]]
         return InputBoxes(torch.from_numpy(boxes[kept].astype(np.float32)), kept.tolist(), len(raw) - len(kept))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any image in RGB, 16-bit grey by its upper 8 bits. Raises ValueError for numbers without a known range.
+
+    Pillow's own conversion would clip what is above 255, and give a white image.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit grey, mode {image.mode}, has no known range: save it with 8 bits")
+    return image.convert("RGB")
 
 
 def targetpad_transform(target_ratio: float = 1.25, dim: int = 224) -> Preprocess:

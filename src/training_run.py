@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -18,20 +19,26 @@ import engine
 from data_utils import TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets, training_sentences
 from distributed import join_world
+from faults import explained
 from feature_cache import use_feature_cache
+from lavis.common.files import held, unwritable, write_atomically
 from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
 from preprocess import build_preprocess
 from train_config import LAST_FILE, TrainConfig
 from training_state import Best, read_state
-from utils import write_atomically
 
 
 def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
     """Build everything, train, print the table; `resumed` is the folder of a run to go on with.
 
-    Data is checked before the model is loaded.
+    Data is checked before the model is loaded. Raises InputError for bad input and for what the machine cannot do.
     """
+    with explained(config.batch_size, config.micro_batch):
+        return _run_training(config, resumed)
+
+
+def _run_training(config: TrainConfig, resumed: Path | None) -> Best:
     state = None if resumed is None else read_state(resumed)
     runtime = engine.choose_runtime(config.device, config.precision)
     runtime = replace(runtime, world=join_world(runtime.device))
@@ -59,7 +66,8 @@ def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
         compile_model(model, images=config.feature_cache == "off")
     to_device = partial(train_set.on_device, device=runtime.device)
     make_samples = sample_maker(txt_processors["train"], training_sentences(config), to_device)
-    best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
+    with held(run_folder) if runtime.world.is_main else nullcontext():
+        best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
     print(final_table(best, config, run_folder), flush=True)
     return best
 
@@ -113,6 +121,8 @@ def make_run_folder(config: TrainConfig) -> Path:
             return folder
         except FileExistsError:
             continue
+        except OSError as error:
+            raise unwritable(folder, error) from error
     raise FileExistsError(f"{config.output_folder / name} and 999 folders after it exist")
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,14 @@ from stop_signals import Stopped
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+DEBUG = "--debug"
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Every default on the page, except those that say nothing: a switch's False, and None."""
+    """Every default on the page, except those that say nothing: a switch's False, and None; and `--debug`."""
+
+    def format_help(self) -> str:
+        return f"{super().format_help()}\n{DEBUG} shows the trace behind an error.\n"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.default is None or action.default is False or action.required:
@@ -22,10 +29,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace."""
+    """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace.
+
+    `--debug`, which every script takes, shows the trace of bad input too.
+    """
+    debug = DEBUG in sys.argv
+    sys.argv = [word for word in sys.argv if word != DEBUG]
     try:
         main()
     except InputError as error:
+        if debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:

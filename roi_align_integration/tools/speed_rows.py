@@ -20,6 +20,7 @@ import engine
 from data_utils import TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets
 from distributed import ALONE
+from faults import LossWatch
 from feature_cache import use_feature_cache
 from gradients import Gradients
 from lavis.models import Blip2QformerCirAlignPrompt
@@ -160,6 +161,7 @@ class Training:
         self.optimization = engine.Optimization(model, config, len(self.loader), runtime)
         scale = self.optimization.scaler.scale
         self.gradients = Gradients(model, runtime.autocast, scale, config.micro_batch)
+        self.watch = LossWatch(model, row.args.folder, ALONE)
 
     def one_step(self) -> None:
         self.gradients(self.make_samples(next(iter(self.loader))), self.config.loss_weights())
@@ -173,9 +175,8 @@ class Training:
 
     def epoch_seconds(self, epoch: int, after_step: Callable[[], None]) -> float:
         progress, start = Progress(Best("none"), epoch), time.perf_counter()
-        engine.train_one_epoch(
-            self.gradients, self.loader, self.make_samples, self.optimization, self.config, progress, after_step
-        )
+        parts = self.gradients, self.loader, self.make_samples, self.optimization, self.config, progress, self.watch
+        engine.train_one_epoch(*parts, after_step)
         wait_for(self.device)
         return time.perf_counter() - start
 

@@ -1,0 +1,253 @@
+"""Faults of the machine, caused for real where they can be: one message with its cure, and nothing lost."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import blip_fine_tune_2
+import engine
+import feature_cache
+import preprocess
+from distributed import ALONE
+from faults import BROKEN_STEP, LossWatch, explained
+from gradients import Gradients
+from lavis.common import files
+from lavis.common.errors import InputError
+from lavis.processors import BlipCaptionProcessor
+from train_config import STATE_FILE, TrainConfig
+
+SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
+
+
+@pytest.fixture
+def flags(demo, small_yaml, tmp_path) -> list[str]:
+    base = ["--dataset", "CIRR", "--data-path", str(demo), "--backbone", small_yaml, "--weights", "random"]
+    base += ["--device", "cpu", "--batch-size", "8", "--num-epochs", "2", "--learning-rate", "1e-3"]
+    return [*base, "--output-folder", str(tmp_path / "models")]
+
+
+def train(*flags: str, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *flags], env=environment, capture_output=True, text=True, check=False, **options
+    )
+
+
+def run_folder(flags: list[str]) -> Path:
+    (folder,) = Path(flags[-1]).iterdir()
+    return folder
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def fill_disk_for(path: Path) -> None:
+    """Have the next write to `path` meet a full disk: what is written first goes to a device that has no space."""
+    path.with_name(path.name + ".partial").symlink_to("/dev/full")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_atomically(path, "old")
+    fill_disk_for(path)
+    with pytest.raises(InputError, match=r"a\.txt cannot be written \(No space left on device\): free some space"):
+        files.write_atomically(path, "new" * 10000)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_while_saving_a_state(flags, capsys):
+    blip_fine_tune_2.main([*flags[:-6], "--num-epochs", "1", *flags[-4:], "--num-workers", "0"])
+    folder = run_folder(flags)
+    before = (folder / STATE_FILE).read_bytes()
+    fill_disk_for(folder / STATE_FILE)
+    resume = ["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "2"]
+    with pytest.raises(InputError, match=rf"{STATE_FILE} cannot be written \(No space left"):
+        blip_fine_tune_2.main(resume)
+    assert (folder / STATE_FILE).read_bytes() == before
+    blip_fine_tune_2.main(resume)  # with space again
+    assert (folder / "train_metrics.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO])
+def test_what_cannot_be_written_is_named(tmp_path, monkeypatch, number):
+    def refuse(*_unused, **_options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with pytest.raises(InputError, match=rf"x\.json cannot be written \({os.strerror(number)}\): make its folder"):
+        files.write_atomically(tmp_path / "x.json", "{}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_made(flags):
+    with pytest.raises(InputError, match=r"/proc/nowhere/clip_finetuned.* cannot be written"):
+        blip_fine_tune_2.main([*flags[:-1], "/proc/nowhere", "--num-workers", "0"])
+
+
+def test_two_runs_do_not_share_a_folder(flags):
+    blip_fine_tune_2.main([*flags, "--num-workers", "0"])
+    folder = run_folder(flags)
+    with files.held(folder), pytest.raises(InputError, match="is in use by another process"):
+        blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "3"])
+
+
+def test_a_cache_that_another_run_builds_is_waited_for(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from lavis.common.files import held\nwith held(Path(sys.argv[1])):"
+    )
+    code += "\n    print('held', flush=True); time.sleep(1.5)"
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        start = time.monotonic()
+        with feature_cache._held(tmp_path):
+            assert time.monotonic() - start > 0.5
+
+
+# --- processes and memory ---------------------------------------------------------------------------------------------
+
+
+def test_a_loader_process_that_is_killed(flags, monkeypatch):
+    original = preprocess.Preprocess.__call__
+
+    def dies(self, image):
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, image)
+
+    monkeypatch.setattr(preprocess.Preprocess, "__call__", dies)
+    with pytest.raises(InputError, match=r"process that loads images ended: DataLoader worker .* lower --num-workers"):
+        blip_fine_tune_2.main([*flags, "--num-workers", "1"])
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_image_that_turns_bad_after_the_check(demo_copy, small_yaml, tmp_path, workers, monkeypatch):
+    place = next(iter(json.loads((demo_copy / "cirr/image_splits/split.rc2.train.json").read_text()).values()))
+    (demo_copy / place).write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    flags = ["--dataset", "CIRR", "--data-path", str(demo_copy), "--backbone", small_yaml, "--weights", "random"]
+    flags += ["--device", "cpu", "--batch-size", "8", "--num-epochs", "1", "--output-folder", str(tmp_path / "models")]
+    with pytest.raises(InputError) as caught:
+        blip_fine_tune_2.main([*flags, "--num-workers", workers])
+    message = str(caught.value)
+    assert message.startswith("image 'train-") and place[2:] in message and message.endswith("copy or download it anew")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "sizes", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), (128, None), "--micro-batch 64, which"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 16), "16 triplets at a time .* --micro-batch 8, which"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 1), "one triplet at a time .* --feature-cache"),
+        (MemoryError(), (8, None), "8 triplets at a time"),
+    ],
+)
+def test_memory_that_ran_out(error, sizes, message):
+    with pytest.raises(InputError, match=message), explained(*sizes):
+        raise error
+
+
+def test_memory_of_the_cpu_that_ran_out_for_real():
+    with pytest.raises(InputError, match="too much for the memory"), explained(128):
+        torch.empty(2**60)
+
+
+def test_a_bug_keeps_its_trace():
+    for bug in (RuntimeError("shapes cannot be multiplied"), KeyError("x"), ValueError("y")):
+        with pytest.raises(type(bug)), explained(8):
+            raise bug
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_saves_it(flags, monkeypatch):
+    original, calls = Gradients.__call__, []
+
+    def breaks(self, samples, weights):
+        losses = original(self, samples, weights)
+        calls.append(samples["text_input"])
+        return losses | {"loss_rtc": losses["loss_rtc"] * torch.nan} if len(calls) == 8 else losses
+
+    monkeypatch.setattr(Gradients, "__call__", breaks)
+    with pytest.raises(
+        InputError, match=r"loss_rtc became NaN or infinite in epoch 1, step 2, with 8 triplets"
+    ) as caught:
+        blip_fine_tune_2.main([*flags, "--num-workers", "0"])
+    folder = run_folder(flags)
+    record = json.loads((folder / BROKEN_STEP).read_text())
+    assert (record["epoch"], record["step"], record["losses"]["loss_rtc"]) == (1, 2, "nan")
+    assert len(record["triplets"]) == 8
+    assert record["triplets"][0]["reference_name"] in str(caught.value)
+    # A replay comes by the same triplets.
+    calls.clear()
+    monkeypatch.setattr(Gradients, "__call__", lambda *a: calls.append(a[1]["text_input"]) or original(*a))
+    blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder)])
+    assert [len(texts) for texts in calls] == [8] * 5
+    process = BlipCaptionProcessor()
+    assert [process(triplet["caption"]) for triplet in record["triplets"]] == calls[2]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(flags, monkeypatch):
+    original, steps = engine.Optimization.step, []
+
+    def poisons(self):
+        original(self)
+        steps.append(1)
+        if len(steps) == 7:
+            with torch.no_grad():
+                self.trainable[0].view(-1)[0] = torch.inf
+
+    monkeypatch.setattr(engine.Optimization, "step", poisons)
+    with pytest.raises(InputError, match="NaN or infinite in epoch 1"):
+        blip_fine_tune_2.main([*flags, "--num-workers", "0", "--save-every", "1"])
+    state = torch.load(run_folder(flags) / STATE_FILE, weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 1)
+    assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
+
+
+def test_fp16_steps_that_overflow_are_skipped_and_counted():
+    model = torch.nn.Linear(2, 2)
+    config = TrainConfig("CIRR", learning_rate=1e-3)
+    found = engine.Optimization(model, config, 10, engine.Runtime(torch.device("cpu"), torch.float16))
+    before = model.weight.clone()
+    for scale in (1.0, 1e38, 1.0):
+        found.scaler.scale(scale * model(torch.full((1, 2), 1e3)).sum()).backward()
+        found.step()
+        changed, before = not torch.equal(model.weight, before), model.weight.clone()
+        assert changed == (scale == 1.0)
+    assert found.skipped_steps == 1
+
+
+def test_a_temperature_that_fell_to_zero(tmp_path):
+    model = torch.nn.Module()
+    model.temp = torch.nn.Parameter(torch.tensor(0.0))
+    watch = LossWatch(model, tmp_path, ALONE)
+    watch.add(4, {"loss_itc": torch.tensor(1.0)}, [])
+    with pytest.raises(InputError, match="temperature fell to 0 by epoch 3, step 4"):
+        watch.check(3)
+
+
+# --- how it is told ---------------------------------------------------------------------------------------------------
+
+
+def test_one_line_and_a_status_and_a_trace_where_it_is_asked_for(flags):
+    wrong = [*flags[:-1], "/proc/nowhere", "--num-workers", "0"]
+    told = train(*wrong)
+    assert told.returncode == 2
+    assert told.stderr.splitlines()[-1].startswith("error: /proc/nowhere/clip_finetuned")
+    assert "Traceback" not in told.stderr
+    debugged = train(*wrong, "--debug")
+    assert debugged.returncode == 2
+    assert "Traceback" in debugged.stderr
