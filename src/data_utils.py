@@ -341,11 +341,11 @@ def _entry_problem(entry, split: str, known_names: dict[str, str]) -> str | None
         return f"(pairid {entry['pairid']}) needs a text as caption and a list as img_set.members"
     names = [entry["reference"], *members] + ([entry["target_hard"]] if split != "test1" else [])
     unknown = [name for name in names if not isinstance(name, str) or name not in known_names]
-    return (
-        f"(pairid {entry['pairid']}) names {unknown[0]!r}, which split.rc2.{split}.json does not list"
-        if unknown
-        else None
-    )
+    if unknown:
+        return f"(pairid {entry['pairid']}) names {unknown[0]!r}, which split.rc2.{split}.json does not list"
+    if split == "val" and entry["target_hard"] not in set(members) - {entry["reference"]}:
+        return f"(pairid {entry['pairid']}) has a target that is none of the other members of its group"
+    return None
 
 
 def _read_fashioniq_list(root: Path, kind: str, split: str) -> list[str]:

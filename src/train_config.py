@@ -1,5 +1,6 @@
 """One frozen configuration of a training run; what differs between datasets is a preset, not a second loop."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,10 @@ class TrainConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         positive = ("num_epochs", "batch_size", "validation_frequency", "learning_rate", "memory_mib")
-        for name in [n for n in positive if not getattr(self, n) > 0]:
+        for name in [n for n in positive if not 0 < getattr(self, n) < math.inf]:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        for name in [n for n in ("loss_rtc", "loss_align", "seed") if not 0 <= getattr(self, n) < math.inf]:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise InputError(f"--micro-batch must be at least 1, not {self.micro_batch}")
         if self.num_workers < 0 or (self.max_triplets is not None and self.max_triplets < 1):
@@ -193,7 +196,7 @@ class TrainConfig:
             )
         if self.box_file is not None and not self.use_region_loss:
             raise InputError("--box-file has no effect without --use-region-loss: give both, or neither")
-        if self.loss_region is not None and not (self.use_region_loss and self.loss_region >= 0):
+        if self.loss_region is not None and not (self.use_region_loss and 0 <= self.loss_region < math.inf):
             raise InputError("--loss-region is a weight of at least 0, for runs with --use-region-loss")
         until = self.loss_region_until
         if until is not None and (self.loss_region is None or not 0 < until <= 1):

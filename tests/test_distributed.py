@@ -1,11 +1,15 @@
 """Several processes on the CPU: the losses and gradients of one with the whole batch, and whole runs under torchrun."""
 
 import csv
+import ipaddress
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -147,6 +151,32 @@ def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
     assert "trained by 2 processes, and these are 1" in other.stderr
 
 
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process listens for connections."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and columns[9] in inodes:
+                found.add(address_of(columns[1].split(":")[0]))
+    return found
+
+
+def address_of(digits: str) -> str:
+    """The kernel's form of an address, words in the machine's byte order -> its usual form."""
+    words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
+    return str(ipaddress.ip_address(b"".join(words)))
+
+
+def test_listening_sockets_are_found():
+    with socket.create_server(("127.0.0.1", 0)), socket.create_server(("0.0.0.0", 0)):
+        assert {"127.0.0.1", "0.0.0.0"} <= listening(os.getpid())
+
+
 def test_a_rank_that_dies_ends_the_job(demo, still_yaml, tmp_path):
     flags = flags_of(demo, still_yaml, tmp_path, 4, "--num-epochs", "1000")
     with subprocess.Popen(
@@ -158,7 +188,9 @@ def test_a_rank_that_dies_ends_the_job(demo, still_yaml, tmp_path):
         children = subprocess.run(
             ["ps", "--ppid", str(job.pid), "-o", "pid="], capture_output=True, text=True, check=True
         )
-        victim, start = int(children.stdout.split()[-1]), time.monotonic()
+        ranks = [int(pid) for pid in children.stdout.split()]
+        assert {address for rank in ranks for address in listening(rank)} <= {"127.0.0.1", "::1"}
+        victim, start = ranks[-1], time.monotonic()
         os.kill(victim, signal.SIGKILL)
         _, errors = job.communicate(timeout=120)
     assert job.returncode != 0

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -251,3 +252,58 @@ def test_one_line_and_a_status_and_a_trace_where_it_is_asked_for(flags):
     debugged = train(*wrong, "--debug")
     assert debugged.returncode == 2
     assert "Traceback" in debugged.stderr
+
+
+# --- long runs --------------------------------------------------------------------------------------------------------
+
+
+def memory_of(pid: int) -> int:
+    """Resident bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+def test_two_thousand_steps_hold_neither_memory_nor_files(demo, tmp_path, monkeypatch):
+    """From the 500th step on: what has grown by then is what a run holds."""
+    original, seen = engine.Optimization.step, []
+
+    def step(self):
+        original(self)
+        if self.scheduler.last_epoch % 100 == 0:
+            family = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            files_open = len(os.listdir("/proc/self/fd"))
+            seen.append((sum(map(memory_of, family)) / 2**20, files_open, len(family)))
+
+    monkeypatch.setattr(engine.Optimization, "step", step)
+    flags = [
+        "--dataset",
+        "CIRR",
+        "--data-path",
+        str(demo),
+        "--backbone",
+        "tiny",
+        "--device",
+        "cpu",
+        "--batch-size",
+        "8",
+    ]
+    flags += [
+        "--batch-size",
+        "8",
+        "--num-epochs",
+        "400",
+        "--validation-frequency",
+        "100",
+        "--num-workers",
+        "2",
+        "--save-every",
+        "100",
+    ]
+    flags += ["--use-region-loss", "--box-file", str(demo / "boxes" / "cirr_boxes_train.json")]
+    blip_fine_tune_2.main([*flags, "--output-folder", str(tmp_path)])
+    print("MiB, open files, processes, every 100 steps:", *seen, sep="\n")
+    assert len(seen) == 20
+    megabytes, open_files, processes = zip(*seen[4:], strict=True)
+    assert max(megabytes) < 1.03 * megabytes[0] + 10
+    assert max(open_files) <= open_files[0] + 2
+    assert set(processes) == {3}

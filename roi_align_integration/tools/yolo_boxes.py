@@ -41,8 +41,9 @@ class Detector:
         try:
             self.model = ultralytics.YOLO(str(weights))  # downloads a published file that is not there
         except Exception as error:  # ultralytics raises whatever its parts do; all of it means this file cannot be used
+            reason = (str(error) or "no reason given").splitlines()[0]
             raise InputError(
-                f"YOLO weights {weights} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}): put"
+                f"YOLO weights {weights} cannot be used ({type(error).__name__}: {reason}): put"
                 f" yolov8n.pt there (https://github.com/ultralytics/assets/releases), or use --method saliency"
             ) from error
         self.device = None if device == "auto" else device

@@ -5,13 +5,11 @@ be read is in `FORMATS`, one line a format; names are translated in `weight_name
 """
 
 import json
-import pickle
 import zipfile
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -123,8 +121,12 @@ def _read_file(path: Path) -> dict:
             return load_file(path)
         # Files of before torch 1.6 are no zip archives and cannot be memory-mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # torch's own advice would be to run what the file holds
+            reason = "it holds something other than tensors, numbers and texts, and code in a file is never run"
         raise InputError(f"{path} cannot be read as a weight file ({reason}): download or copy it anew") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")

@@ -80,7 +80,7 @@ def load_config(model_type: str) -> ModelConfig:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     entries = _section(path, "the file", entries, ModelConfig)
     vision = VisionConfig(**_section(path, "vision", entries["vision"], VisionConfig))
     qformer = QformerConfig(**_section(path, "qformer", entries["qformer"], QformerConfig))
