@@ -38,7 +38,7 @@ CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
 REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
 LEARNING_RATES = (2e-3, 1e-3, 3e-3)
 # Validated in every sixth epoch from epoch 0 on: 6 n + 1 epochs end with a validation.
-EPOCHS = {"report": 49, "longer": 73, "tune": 19, "quick": 49}
+EPOCHS = {"report": 49, "longer": 73, "tune": 49, "quick": 49}
 VALIDATED = 6
 DEMO = {"images": 2000, "triplets": 4000, "val_images": 630, "val_triplets": 4000, "difficulty": "colourful"}
 DEMO_REST = {"test_images": 6, "test_triplets": 2}
