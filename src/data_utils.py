@@ -381,7 +381,9 @@ def _fashioniq_problem(entry, split: str) -> str | None:
     if not isinstance(captions, list) or len(captions) != 2 or not all(isinstance(c, str) for c in captions):
         return f"(candidate {entry['candidate']!r}) needs two texts as captions, not {captions!r}"
     names = _fashioniq_names(entry, split)
-    return None if all(isinstance(name, str) for name in names) else f"names images {names}, which are no texts"
+    if not all(isinstance(name, str) and name and "/" not in name for name in names):
+        return f"names images {names}: write names without a path"
+    return None
 
 
 def _fashioniq_names(entry: dict, split: str) -> list[str]:

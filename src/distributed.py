@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -99,6 +100,15 @@ class World:
         """Wait until every rank is here."""
         self.collect(None)
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 does this before the others: what it downloads is there for them, and what is missing it says alone."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
 
 ALONE = World()
 
@@ -125,3 +135,9 @@ def join_world(device: torch.device) -> World:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def leave_world() -> None:
+    """Part from the other processes at the end of all work."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 import engine
 from data_utils import TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets, training_sentences
-from distributed import join_world
+from distributed import join_world, leave_world
 from faults import explained
 from feature_cache import use_feature_cache
 from lavis.common.files import held, unwritable, write_atomically
@@ -46,15 +46,16 @@ def _run_training(config: TrainConfig, resumed: Path | None) -> Best:
     preprocess = build_preprocess(config.transform, config.target_ratio, size)
     train_set, galleries = open_triplets(config, preprocess), open_galleries(config, preprocess)
     torch.manual_seed(engine.derived_seed(config.seed, 2**31))  # random initial weights are no epoch's
-    model, _, txt_processors = load_model_and_preprocess(
-        config.blip_model_name,
-        config.backbone,
-        device=runtime.device,
-        weights=config.weights,
-        drop_region_proj=config.drop_region_proj,
-        use_region_loss=config.use_region_loss,
-        region_objective=config.region_objective,
-    )
+    with runtime.world.main_first():
+        model, _, txt_processors = load_model_and_preprocess(
+            config.blip_model_name,
+            config.backbone,
+            device=runtime.device,
+            weights=config.weights,
+            drop_region_proj=config.drop_region_proj,
+            use_region_loss=config.use_region_loss,
+            region_objective=config.region_objective,
+        )
     validation = make_validation(config, galleries, txt_processors["eval"])
     run_folder = open_run_folder(config, runtime, resumed)
     print(f"{len(train_set)} triplets; {validation}; {runtime.device}; run {run_folder}", flush=True)
@@ -69,6 +70,7 @@ def _run_training(config: TrainConfig, resumed: Path | None) -> Best:
     with held(run_folder) if runtime.world.is_main else nullcontext():
         best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
     print(final_table(best, config, run_folder), flush=True)
+    leave_world()
     return best
 
 

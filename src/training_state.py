@@ -1,7 +1,6 @@
 """A training run on disk: everything that the next step depends on, so that a resumed run ends as one never stopped."""
 
 import hashlib
-import pickle
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from distributed import ALONE, World
 from lavis.common.errors import InputError
 from lavis.common.files import atomic_writer, write_atomically
+from lavis.models.checkpoint import read_tensors
 from train_config import STATE_FILE, TrainConfig
 
 FROZEN = "visual_encoder."
@@ -105,10 +105,10 @@ def read_state(run_folder: Path) -> dict:
     path = run_folder / STATE_FILE
     if not path.is_file():
         raise InputError(f"no {STATE_FILE} in {run_folder}: give the folder of a run of this version that had begun")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}): the run cannot go on") from error
+    state = read_tensors(path, "the run cannot go on: start another")
+    if not isinstance(state, dict) or "config" not in state:
+        raise InputError(f"{path} is not the state of a run: give the folder of a run of this version")
+    return state
 
 
 def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world: World = ALONE) -> Progress:

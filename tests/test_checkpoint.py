@@ -123,6 +123,6 @@ def test_an_interrupted_save_leaves_the_old_file(small_yaml, tmp_path, monkeypat
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         save_model(model, 2, path)
     assert path.read_bytes() == before

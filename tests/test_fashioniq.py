@@ -102,7 +102,12 @@ def test_png_and_jpg_and_png_first(made, tmp_path):
     [
         ("captions/cap.shirt.val.json", [{"candidate": "a", "captions": ["x", "y"]}], "entry 0 lacks target"),
         ("captions/cap.shirt.val.json", [{"candidate": "a", "target": "b", "captions": ["x"]}], "two texts"),
-        ("captions/cap.shirt.val.json", [{"candidate": 1, "target": "b", "captions": ["x", "y"]}], "no texts"),
+        ("captions/cap.shirt.val.json", [{"candidate": 1, "target": "b", "captions": ["x", "y"]}], "without a"),
+        (
+            "captions/cap.shirt.val.json",
+            [{"candidate": "../a", "target": "b", "captions": ["x", "y"]}],
+            "without a path",
+        ),
         ("captions/cap.shirt.val.json", ["a"], "not an object"),
         ("captions/cap.shirt.val.json", [], "holds no caption"),
         ("captions/cap.shirt.val.json", {}, "JSON list"),

@@ -111,7 +111,7 @@ def test_file_has_sorted_keys_and_reads_back(tmp_path):
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
     path = tmp_path / "recall.json"
     write_submission(path, submission())
-    with mock.patch("os.fsync", side_effect=OSError("disk full")), pytest.raises(OSError, match="disk full"):
+    with mock.patch("os.fsync", side_effect=OSError("disk full")), pytest.raises(InputError, match="disk full"):
         write_submission(path, submission("recall_subset"))
     assert read_submission(path) == submission()
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from upstream_way import go_upstreams_way
 
 import engine
-from data_utils import TrainingTriplets
+from data_utils import ImageDataset, TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets
 from distributed import ALONE
 from faults import LossWatch
@@ -45,7 +45,7 @@ def measure_row(args: argparse.Namespace) -> dict:
     batch_size = args.batch_size or (128 if runtime.device.type == "cuda" else 4)
     row = Row(args, batch_size, runtime)
     if args.row == "prepare":
-        row.make_files()
+        row.prepare()
         return {}
     found = {"build": row.build, "validation": row.validation}.get(args.row, row.steps)()
     precision = str(runtime.dtype).removeprefix("torch.")
@@ -68,6 +68,13 @@ class Row:
     def weights(self) -> Path:
         return self.args.folder / f"{self.args.backbone}.pt"
 
+    def prepare(self) -> None:
+        """Files, and the feature cache where a row reads it: its making would count for the memory of that row."""
+        self.make_files()
+        sources = {"cached": self.triplets, "cached+regions": self.triplets, "validation": self.galleries}
+        for use in {sources[row] for row in self.args.rows if row in sources}:
+            use()
+
     def make_files(self) -> None:
         """Images, and random weights as a checkpoint: the frozen ViT is then read from disk where it is used."""
         images, triplets = max(12, 2 * self.batch_size), self.args.steps * self.batch_size
@@ -80,7 +87,7 @@ class Row:
     @cached_property
     def config(self) -> TrainConfig:
         args, regions = self.args, self.args.row.endswith("+regions")
-        cached = args.row in ("cached", "cached+regions", "build", "validation")
+        cached = args.row not in ("upstream", "plain", "plain+regions")
         folder = args.folder / ("new_cache" if args.row == "build" else "cache")
         return TrainConfig(
             "CIRR",
@@ -125,19 +132,29 @@ class Row:
         share = flops / seconds / matrix_throughput(self.runtime)
         return {"rate": self.batch_size / seconds, "unit": "triplets", "seconds": seconds, "share": share}
 
+    def triplets(self) -> ImageDataset:
+        """The training triplets, from the feature cache where the row has one; it is made where it is not there."""
+        dataset = open_triplets(self.config, self.preprocess)
+        use_feature_cache(self.config, self.model, self.runtime.device, dataset)
+        return dataset
+
+    def galleries(self) -> dict[str, ImageDataset]:
+        """The galleries, likewise."""
+        galleries = open_galleries(self.config, self.preprocess)
+        use_feature_cache(self.config, self.model, self.runtime.device, *galleries.values())
+        return galleries
+
     def build(self) -> dict:
         """Images a second of making the feature cache."""
         shutil.rmtree(self.config.feature_cache, ignore_errors=True)
-        dataset, _ = open_triplets(self.config, self.preprocess), self.model
+        self.model.eval()  # loaded before the clock starts
         start = time.perf_counter()
-        use_feature_cache(self.config, self.model, self.runtime.device, dataset)
+        dataset = self.triplets()
         return {"rate": len(dataset.names) / (time.perf_counter() - start), "unit": "images"}
 
     def validation(self) -> dict:
         """Queries a second of a validation from the feature cache."""
-        galleries = open_galleries(self.config, self.preprocess)
-        use_feature_cache(self.config, self.model, self.runtime.device, *galleries.values())
-        validation = make_validation(self.config, galleries, BlipCaptionProcessor())
+        validation = make_validation(self.config, self.galleries(), BlipCaptionProcessor())
         queries = sum(len(task.captions) for task in validation.tasks.values())
         seconds = []
         for _ in range(2):  # the first warms up
@@ -152,8 +169,7 @@ class Training:
 
     def __init__(self, row: Row):
         config, runtime, model = row.config, row.runtime, row.model
-        dataset = open_triplets(config, row.preprocess)
-        use_feature_cache(config, model, runtime.device, dataset)
+        dataset = row.triplets()
         to_device = partial(dataset.on_device, device=runtime.device)
         self.config, self.device = config, runtime.device
         self.make_samples = sample_maker(BlipCaptionProcessor(), list, to_device)

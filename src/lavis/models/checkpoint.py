@@ -116,21 +116,29 @@ def _kind_of(names: dict) -> str | None:
 def _read_file(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
+    content = read_tensors(path, "download or copy it anew", mapped=True)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def read_tensors(path: Path, cure: str, mapped: bool = False):
+    """The content of a torch or safetensors file; `mapped`, for a file that stays as it is: in memory once it is used.
+
+    Raises InputError, with the cure, where it is damaged or holds code.
+    """
     try:
         if _is_safetensors(path):
             return load_file(path)
         # Files of before torch 1.6 are no zip archives and cannot be memory-mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except MemoryError:
         raise
     except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         if reason.startswith("Weights only load failed"):  # torch's own advice would be to run what the file holds
             reason = "it holds something other than tensors, numbers and texts, and code in a file is never run"
-        raise InputError(f"{path} cannot be read as a weight file ({reason}): download or copy it anew") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    return content
+        raise InputError(f"{path} cannot be read as a weight file ({reason}): {cure}") from error
 
 
 def _is_safetensors(path: Path) -> bool:
