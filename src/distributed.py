@@ -102,7 +102,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 does this before the others: what it downloads is there for them, and what is missing it says alone."""
+        """Rank 0 does this before the others: what it downloads is there for them; what is missing it says alone."""
         if not self.is_main:
             self.wait()
         yield
