@@ -58,7 +58,7 @@ class FeatureCache:
 
     def take(self, indices: Tensor) -> Tensor:
         """(B,) indices -> (B, T, D) out of the table."""
-        return self.table[indices.to(self.table.device)]
+        return self.table[indices.to(self.table.device, non_blocking=True)]  # pinned by the loader
 
     def _check(self, index: int, row: np.ndarray) -> None:
         if zlib.crc32(row) != self.crc[index]:

@@ -191,6 +191,13 @@ def test_devices_and_precisions(monkeypatch):
             engine.choose_runtime("cuda")
 
 
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_the_precision_of_a_gpu_is_bf16_where_it_has_it(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert engine.best_precision(torch.device("cuda")) == expected
+    assert engine.best_precision(CPU.device) == "fp32"
+
+
 @pytest.mark.parametrize("field", ["num_epochs", "batch_size", "validation_frequency", "learning_rate", "memory_mib"])
 def test_settings_that_cannot_be(field):
     with pytest.raises(InputError, match=field.replace("_", "-")):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
+from lavis.common.devices import moved
 from lavis.common.errors import InputError
 from lavis.common.registry import registry
 from lavis.models.blip2_models.Qformer import Qformer
@@ -184,7 +185,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             max_length=self.config.max_txt_len,
             return_tensors="pt",
         )
-        return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        return moved(tokens.input_ids, self.device), moved(tokens.attention_mask, self.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) or frozen features (B, P + 1, D) -> `ln_vision` output (B, P + 1, D), CLS first, float32.

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from lavis.common.devices import moved
 from lavis.common.errors import InputError
 
 PREFIX_TOKENS = 1  # CLS
@@ -38,7 +39,7 @@ def flatten_boxes(boxes: Sequence | None, batch: int, device: torch.device) -> t
     parts = [_box_array(part, image) for image, part in enumerate(boxes)]
     flat, owners = np.concatenate(parts), np.repeat(np.arange(batch), list(map(len, parts)))
     _require_inside(flat, owners)
-    return tuple(torch.from_numpy(part).to(device, non_blocking=True) for part in (flat, owners))
+    return tuple(moved(torch.from_numpy(part), device) for part in (flat, owners))
 
 
 def _box_array(boxes, image: int) -> np.ndarray:
@@ -99,7 +100,7 @@ def image_ids(names: Sequence[str] | None, device: torch.device) -> dict[str, Te
     if names is None:
         return {}
     ids = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in names]
-    return {"target_ids": torch.tensor(ids).to(device, non_blocking=True)}
+    return {"target_ids": moved(torch.tensor(ids), device)}
 
 
 def same_image(ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
