@@ -13,7 +13,17 @@ from benchmark_regions import build_parser, chosen_setting, complete, plan, tria
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from region_arms import ARMS, WINNER, BoxSource, Weight
-from region_table import Row, against, append_rows, final_rows, markdown, paired_difference, read_rows, steps_to_reach
+from region_table import (
+    Row,
+    against,
+    append_rows,
+    final_rows,
+    markdown,
+    paired_difference,
+    read_rows,
+    steps_to_reach,
+    trials_table,
+)
 
 import blip_fine_tune_2
 from lavis.common.errors import InputError
@@ -166,6 +176,14 @@ def test_the_table_and_its_words():
         markdown(rows[2:])
     with pytest.raises(InputError, match="rows of two settings"):
         final_rows([*rows, row(seed=2, learning_rate=1.0)])
+
+
+def test_the_table_of_trials():
+    rows = [row(WINNER, 100, stage="tune", loss_region="0.5"), row("none", 100, stage="tune"), row("none", step=50)]
+    assert trials_table(rows).splitlines()[2:] == [
+        "| `none` | 100 | 0.002 |  | 30.00 | 60.00 | 75.00 | 55.00 |",
+        f"| `{WINNER}` | 100 | 0.002 | 0.5 | 30.00 | 60.00 | 75.00 | 55.00 |",
+    ]
 
 
 def test_steps_to_reach():

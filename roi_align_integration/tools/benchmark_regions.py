@@ -25,7 +25,17 @@ sys.path[:0] = [str(REPOSITORY / "src"), str(TOOLS)]
 
 from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 from region_arms import ARMS, WINNER, BoxSource, Weight, box_file_of, image_paths  # noqa: E402
-from region_table import METRICS, Row, against, append_rows, legend, markdown, plot, read_rows  # noqa: E402
+from region_table import (  # noqa: E402
+    METRICS,
+    Row,
+    against,
+    append_rows,
+    legend,
+    markdown,
+    plot,
+    read_rows,
+    trials_table,
+)
 
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import read_json, write_atomically  # noqa: E402
@@ -287,8 +297,10 @@ def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> N
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """The tables and the plot of one stage's rows, on the screen and in files."""
+    """The tables and the plot of one stage's rows, on the screen and in files; of the trials their table alone."""
     rows = [row for row in read_rows(args.csv) if row.stage == args.stage]
+    if args.stage == "tune":
+        return print(f"{trials_table(rows)}\n\n{legend(rows)}\nrows {args.csv}")
     text = f"{markdown(rows)}\n\n{against(rows, WINNER, CONTROLS)}\n\n{legend(rows)}\n"
     table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
     write_atomically(table, text)
@@ -357,7 +369,7 @@ def main(argv: list[str] | None = None) -> None:
     source = Demo(args) if args.data_path is None else Cirr(args)
     if not args.table:
         run_all(plan(args, read_rows(args.csv)), source, args)
-    return write_report(args) if args.stage in ("report", "quick") else None
+    return None if args.stage == "longer" else write_report(args)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,17 @@ def against(rows: list[Row], arm: str, controls: list[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def trials_table(rows: list[Row]) -> str:
+    """The last step of every tuning run: which settings were tried, and what came out."""
+    lines = [["arm", "seed", "learning rate", "region weight", *METRICS.values()]]
+    lines.append(["---"] * len(lines[0]))
+    order = {arm: number for number, arm in enumerate(ARMS)}
+    for row in sorted((row for row in rows if row.step == row.steps), key=lambda row: order[row.arm]):
+        recalls = [f"{getattr(row, metric):.2f}" for metric in METRICS]
+        lines.append([f"`{row.arm}`", str(row.seed), f"{row.learning_rate:g}", row.loss_region, *recalls])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def legend(rows: list[Row]) -> str:
     """What the names of the arms mean."""
     present = (arm for arm in ARMS if any(row.arm == arm for row in rows))
