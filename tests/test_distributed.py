@@ -16,14 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import REPOSITORY
 from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
 
 from distributed import ALONE, World
 from gradients import Gradients
 from lavis.models.blip2_models.region import OBJECTIVES
 
-SCRIPT = REPOSITORY / "src" / "blip_fine_tune_2.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
 # Shards of five triplets, of unequal size: the second rank of the last one has a single image, which has no box.
 SHARDS = {2: ([0, 1, 2], [3, 4]), 3: ([0, 2], [3, 4], [1])}
 CASES = [(objective, micro_batch) for objective in (None, *OBJECTIVES) for micro_batch in (None, 1)]
