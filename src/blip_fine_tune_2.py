@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from train_config import REGION_WEIGHTS, TrainConfig
-from utils import HelpFormatter, add_cache_flags, run_main
+from utils import HelpFormatter, add_cache_flags, run_main, silence_all_but_rank_0
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
@@ -67,7 +67,7 @@ def _add_training_flags(group) -> None:
         type=int,
         metavar="N",
         help="compute a step N triplets at a time, with the negatives of the whole batch: less memory, the same"
-        " gradients, about a third more time",
+        " gradients, and a second forward pass",
     )
     group.add_argument(
         "--compile", action="store_true", help="compile the model with torch.compile: needs a C++ compiler"
@@ -166,10 +166,8 @@ def main(argv: list[str] | None = None):
 
     Raises InputError where a flag, a file or an entry is wrong, before training starts where it can be known.
     """
-    config, resumed = parse_config(argv)
-    from distributed import silence_all_but_rank_0
-
     silence_all_but_rank_0()
+    config, resumed = parse_config(argv)
     from training_run import run_training  # heavy: torch, timm, transformers
 
     if config.loss_itm != DEFAULTS["loss_itm"]:

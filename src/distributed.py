@@ -1,7 +1,6 @@
 """The processes of a training that `torchrun` starts, one a device: who this one is, and what they tell each other."""
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,13 +115,6 @@ ALONE = World()
 def local_rank() -> int | None:
     """Which of this machine's processes this is, where `torchrun` has started it."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else None
-
-
-def silence_all_but_rank_0() -> None:
-    """No output and no progress bars of the other ranks; errors stay. To be called before tqdm is imported."""
-    if dist.is_torchelastic_launched() and int(os.environ["RANK"]) > 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
-        os.environ["TQDM_DISABLE"] = "1"
 
 
 def join_world(device: torch.device) -> World:

@@ -1,6 +1,7 @@
 """Small things that several command-line scripts share."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -48,6 +49,16 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def silence_all_but_rank_0() -> None:
+    """No output and no progress bars of `torchrun`'s other processes; errors stay.
+
+    tqdm reads its environment when it is imported, and torch's and transformers' packages import it: this comes first.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+        os.environ["TQDM_DISABLE"] = "1"
 
 
 def positive_int(text: str) -> int:

@@ -140,6 +140,7 @@ def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
     for finished in (one, two, two_more):
         assert finished.returncode == 0, finished.stderr
     assert two.stdout.count("best epoch") == 1  # one rank speaks
+    assert two.stderr.count("0/5 [00:00<?, ?it/s]") == 1  # and shows its bar
     for name in ("train", "validation"):
         expected, found = (torch.tensor(rows_of(tmp_path / folder, name)) for folder in ("one", "two"))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
