@@ -1,8 +1,16 @@
 """Evaluate a checkpoint on the validation split of CIRR or FashionIQ."""
 
 import argparse
+from pathlib import Path
 
-from evaluation_run import add_evaluation_flags, evaluation_config, evaluation_preprocess, load_evaluated
+from evaluation_run import (
+    add_evaluation_flags,
+    evaluation_config,
+    evaluation_preprocess,
+    load_evaluated,
+    memory_cure,
+)
+from train_config import TrainConfig
 from utils import HelpFormatter, run_main
 
 
@@ -20,12 +28,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Print the metrics, one a line, and return them. Raises InputError where a flag or a file is wrong."""
     arguments = vars(build_parser().parse_args(argv))
     config = evaluation_config(arguments, arguments["dataset"])
-    import engine  # heavy: torch
+    from faults import explained  # heavy: torch
+
+    with explained(memory_cure(config)):
+        return validate(config, arguments["model_path"])
+
+
+def validate(config: TrainConfig, model_path: Path) -> dict[str, float]:
+    """As `main`, of settings."""
+    import engine
     from dataset_catalog import make_validation, open_galleries
     from feature_cache import use_feature_cache
 
     galleries = open_galleries(config, evaluation_preprocess(config))
-    model, process_caption, runtime = load_evaluated(config, arguments["model_path"])
+    model, process_caption, runtime = load_evaluated(config, model_path)
     use_feature_cache(config, model, runtime.device, *galleries.values())
     validation = make_validation(config, galleries, process_caption)
     metrics = engine.evaluate(model, validation, config, runtime)

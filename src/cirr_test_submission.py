@@ -3,8 +3,15 @@
 import argparse
 from pathlib import Path
 
-from evaluation_run import add_evaluation_flags, evaluation_config, evaluation_preprocess, load_evaluated
+from evaluation_run import (
+    add_evaluation_flags,
+    evaluation_config,
+    evaluation_preprocess,
+    load_evaluated,
+    memory_cure,
+)
 from lavis.common.errors import InputError
+from train_config import TrainConfig
 from utils import REPOSITORY, HelpFormatter, run_main
 
 
@@ -26,14 +33,22 @@ def main(argv: list[str] | None = None) -> list[Path]:
         raise InputError("--rerank: this fork has no re-ranking model; leave the flag out")
     folder = arguments.pop("output_folder")
     config = evaluation_config(arguments)
-    import engine  # heavy: torch
+    from faults import explained  # heavy: torch
+
+    with explained(memory_cure(config)):
+        return submit(config, arguments["model_path"], folder)
+
+
+def submit(config: TrainConfig, model_path: Path, folder: Path) -> list[Path]:
+    """As `main`, of settings."""
+    import engine
     from data_utils import CIRRDataset
     from feature_cache import use_feature_cache
     from retrieval_task import cirr_test_task
 
     gallery = CIRRDataset("test1", "classic", evaluation_preprocess(config), data_path=config.data_path)
     gallery.check_images()
-    model, process_caption, runtime = load_evaluated(config, arguments["model_path"])
+    model, process_caption, runtime = load_evaluated(config, model_path)
     use_feature_cache(config, model, runtime.device, gallery)
     scores = engine.score_queries(model, cirr_test_task(gallery, process_caption), config, runtime)
     return [

@@ -155,8 +155,10 @@ class Optimization:
     @property
     def skipped_steps(self) -> int:
         """How many steps the gradient scaler has left out, for gradients that fp16 could not hold."""
+        if not self.scaler.is_enabled():
+            return 0
         done = max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
-        return self.scheduler.last_epoch - done if self.scaler.is_enabled() else 0
+        return self.scheduler.last_epoch - done
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
@@ -212,8 +214,8 @@ def train_one_epoch(
                 speed = images / (time.perf_counter() - start)
                 bar.set_postfix(bar_numbers(meter.means(), model, optimization.learning_rate, speed))
             after_step()
-    if optimization.skipped_steps:
-        print(f"{optimization.skipped_steps} steps so far were skipped: gradients beyond fp16", flush=True)
+    if skipped := optimization.skipped_steps:
+        print(f"{skipped} steps so far were skipped: gradients beyond fp16", flush=True)
     return meter.means()
 
 
@@ -335,8 +337,9 @@ def fit(
         saver = Saver(run_folder, config, signals, world, write)
         while progress.epoch < config.num_epochs:
             if progress.step < len(loader):
-                epoch_parts = gradients, loader, make_samples, optimization, config, progress, watch
-                train_one_epoch(*epoch_parts, saver.after_step)
+                train_one_epoch(
+                    gradients, loader, make_samples, optimization, config, progress, watch, saver.after_step
+                )
                 if saver.since:
                     saver.save()
             finish_epoch(model, validation, config, runtime, run_folder, progress, signals)

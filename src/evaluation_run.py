@@ -42,6 +42,11 @@ def evaluation_config(arguments: dict, dataset: str = "CIRR") -> TrainConfig:
     return TrainConfig(dataset=dataset, **known)
 
 
+def memory_cure(config: TrainConfig) -> str:
+    """What to say where an evaluation's memory ran out."""
+    return f"{config.batch_size} images at a time are too much for the memory: lower --batch-size"
+
+
 def load_evaluated(config: TrainConfig, model_path: Path):
     """The checkpoint's model in eval mode -> (model, its eval caption processor, runtime)."""
     from engine import choose_runtime

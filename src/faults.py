@@ -12,26 +12,26 @@ from torch import Tensor, nn
 from distributed import World
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
+from stop_signals import NOTHING_NEW
 
 BROKEN_STEP = "broken_step.json"
 LOWER = "lower --learning-rate, or use --precision bf16 or fp32"
-STAYS = "what was saved before stays as it is"
 
 
 @contextmanager
-def explained(batch_size: int, micro_batch: int | None = None) -> Iterator[None]:
+def explained(memory_cure: str) -> Iterator[None]:
     """Have memory that ran out, a loader process that was killed, and bad input that one met raise InputError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(_memory_cure(batch_size, micro_batch)) from error
+        raise InputError(memory_cure) from error
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # torch's own allocator on the CPU
-            raise InputError(_memory_cure(batch_size, micro_batch)) from error
+            raise InputError(memory_cure) from error
         if "DataLoader worker" in str(error):
             raise InputError(
                 f"a process that loads images ended: {str(error).splitlines()[0]} It may have been short of memory:"
-                f" lower --num-workers; {STAYS}"
+                f" lower --num-workers; {NOTHING_NEW}"
             ) from error
         raise
     except InputError as error:
@@ -41,13 +41,15 @@ def explained(batch_size: int, micro_batch: int | None = None) -> Iterator[None]
         raise
 
 
-def _memory_cure(batch_size: int, micro_batch: int | None) -> str:
+def training_memory_cure(batch_size: int, micro_batch: int | None = None) -> str:
+    """What to say where a training's memory ran out."""
     at_once = min(batch_size, micro_batch or batch_size)
     if at_once == 1:
-        return f"one triplet at a time is too much for the memory: use --feature-cache or a smaller --backbone; {STAYS}"
+        cure = "use --feature-cache or a smaller --backbone"
+        return f"one triplet at a time is too much for the memory: {cure}; {NOTHING_NEW}"
     return (
         f"{at_once} triplets at a time are too much for the memory: try --micro-batch {at_once // 2}, which keeps the"
-        f" batch of {batch_size} and its gradients, or --feature-cache; {STAYS}"
+        f" batch of {batch_size} and its gradients, or --feature-cache; {NOTHING_NEW}"
     )
 
 
@@ -73,7 +75,7 @@ class LossWatch:
         if not temperature > 0:
             raise InputError(
                 f"the temperature fell to {temperature:.4g} by {where}, and scores are divided by it: lower"
-                f" --learning-rate or train for fewer epochs; {STAYS}"
+                f" --learning-rate or train for fewer epochs; {NOTHING_NEW}"
             )
 
     def check_weights(self, epoch: int) -> None:
@@ -81,7 +83,7 @@ class LossWatch:
         self.check(epoch)
         sums = torch.stack([p.detach().float().sum() for p in self.model.parameters() if p.requires_grad])
         if not sums.isfinite().all():
-            raise InputError(f"weights became NaN or infinite in epoch {epoch}: {LOWER}; {STAYS}")
+            raise InputError(f"weights became NaN or infinite in epoch {epoch}: {LOWER}; {NOTHING_NEW}")
 
     def _stop(self, epoch: int, step: int, values: dict[str, float], triplets: list[dict]) -> None:
         """Save the step for a replay, and raise: every rank comes here with the same losses."""
@@ -96,7 +98,7 @@ class LossWatch:
         raise InputError(
             f"{broken} became NaN or infinite in epoch {epoch}, step {step}, with {len(everything)} triplets, the first"
             f" of the images {images or 'unknown'}; all are in {path}. {LOWER}; --resume goes on from the last state,"
-            f" and comes by this step again; {STAYS}"
+            f" and comes by this step again; {NOTHING_NEW}"
         )
 
 

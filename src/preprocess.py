@@ -93,9 +93,9 @@ class Preprocess:
         """The image as it stands in the input frame: RGB, `dim` x `dim` pixels."""
         rgb = as_rgb(image)
         geometry = input_geometry(*rgb.size, self.target_ratio, self.dim)
-        sides = [side + 2 * padding for side, padding in zip(rgb.size, geometry.padding, strict=True)]
-        if max(sides[0] * sides[1], *geometry.resized) > MOST_PIXELS:
-            raise ValueError(f"{rgb.width} x {rgb.height} pixels, padded to {sides[0]} x {sides[1]}: crop or shrink it")
+        width, height = (side + 2 * padding for side, padding in zip(rgb.size, geometry.padding, strict=True))
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"{rgb.width} x {rgb.height} pixels, padded to {width} x {height}: crop or shrink it")
         padded = tvf.pad(rgb, list(geometry.padding))
         left, top = geometry.crop_origin
         resized = padded.resize(geometry.resized, Image.Resampling.BICUBIC)

@@ -16,15 +16,16 @@ from torch import nn
 from torch.utils.data import Subset
 
 import engine
-from data_utils import TrainingTriplets
+from data_utils import ImageDataset, TrainingTriplets
 from dataset_catalog import make_validation, open_galleries, open_triplets, training_sentences
 from distributed import join_world, leave_world
-from faults import explained
+from faults import explained, training_memory_cure
 from feature_cache import use_feature_cache
 from lavis.common.files import held, unwritable, write_atomically
 from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
 from preprocess import build_preprocess
+from retrieval_task import Validation
 from train_config import LAST_FILE, TrainConfig
 from training_state import Best, read_state
 
@@ -34,7 +35,7 @@ def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
 
     Data is checked before the model is loaded. Raises InputError for bad input and for what the machine cannot do.
     """
-    with explained(config.batch_size, config.micro_batch):
+    with explained(training_memory_cure(config.batch_size, config.micro_batch)):
         return _run_training(config, resumed)
 
 
@@ -57,20 +58,38 @@ def _run_training(config: TrainConfig, resumed: Path | None) -> Best:
             region_objective=config.region_objective,
         )
     validation = make_validation(config, galleries, txt_processors["eval"])
-    run_folder = open_run_folder(config, runtime, resumed)
+    run_folder = runtime.world.share((resumed or make_run_folder(config)) if runtime.world.is_main else None)
+    with held(run_folder) if runtime.world.is_main else nullcontext():
+        best = _train_in(run_folder, config, runtime, model, txt_processors["train"], train_set, validation, state)
+    leave_world()
+    return best
+
+
+def _train_in(
+    run_folder: Path,
+    config: TrainConfig,
+    runtime: engine.Runtime,
+    model: nn.Module,
+    process_caption: Callable[[str], str],
+    train_set: ImageDataset,
+    validation: Validation,
+    state: dict | None,
+) -> Best:
+    """Train in a folder that this run alone holds: from here on files are written."""
+    if runtime.world.is_main:
+        write_hyperparameters(config, runtime, run_folder)
     print(f"{len(train_set)} triplets; {validation}; {runtime.device}; run {run_folder}", flush=True)
     triplets = TrainingTriplets(train_set)
     if config.max_triplets is not None:
         triplets = Subset(triplets, range(min(config.max_triplets, len(triplets))))
-    use_feature_cache(config, model, runtime.device, train_set, *galleries.values(), world=runtime.world)
+    galleries = [task.gallery for task in validation.tasks.values()]
+    use_feature_cache(config, model, runtime.device, train_set, *galleries, world=runtime.world)
     if config.compile:
         compile_model(model, images=config.feature_cache == "off")
     to_device = partial(train_set.on_device, device=runtime.device)
-    make_samples = sample_maker(txt_processors["train"], training_sentences(config), to_device)
-    with held(run_folder) if runtime.world.is_main else nullcontext():
-        best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
+    make_samples = sample_maker(process_caption, training_sentences(config), to_device)
+    best = engine.fit(model, triplets, make_samples, validation, config, runtime, run_folder, state)
     print(final_table(best, config, run_folder), flush=True)
-    leave_world()
     return best
 
 
@@ -101,15 +120,6 @@ def region_samples(batch: dict) -> dict:
     used = sum(len(of_image) for side in boxes.values() for of_image in side)
     statistics = {"regions_per_image": used / images, "dropped_per_image": sum(batch["dropped"]) / images}
     return boxes | {"target_names": batch["target_name"], "statistics": statistics}
-
-
-def open_run_folder(config: TrainConfig, runtime: engine.Runtime, resumed: Path | None) -> Path:
-    """The folder of a run to go on with, or a new one, which rank 0 makes; with the settings of this run."""
-    folder = None
-    if runtime.world.is_main:
-        folder = resumed or make_run_folder(config)
-        write_hyperparameters(config, runtime, folder)
-    return runtime.world.share(folder)
 
 
 def make_run_folder(config: TrainConfig) -> Path:

@@ -14,14 +14,18 @@ import pytest
 import torch
 
 import blip_fine_tune_2
+import blip_validate
+import cirr_test_submission
 import engine
 import feature_cache
 import preprocess
 from distributed import ALONE
-from faults import BROKEN_STEP, LossWatch, explained
+from faults import BROKEN_STEP, LossWatch, explained, training_memory_cure
 from gradients import Gradients
 from lavis.common import files
 from lavis.common.errors import InputError
+from lavis.models import load_model
+from lavis.models.checkpoint import save_model
 from lavis.processors import BlipCaptionProcessor
 from train_config import STATE_FILE, TrainConfig
 
@@ -97,8 +101,10 @@ def test_an_output_folder_that_cannot_be_made(flags):
 def test_two_runs_do_not_share_a_folder(flags):
     blip_fine_tune_2.main([*flags, "--num-workers", "0"])
     folder = run_folder(flags)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with files.held(folder), pytest.raises(InputError, match="is in use by another process"):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "3"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_a_cache_that_another_run_builds_is_waited_for(tmp_path):
@@ -145,6 +151,23 @@ def test_an_image_that_turns_bad_after_the_check(demo_copy, small_yaml, tmp_path
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("script", ["validate", "submit"])
+def test_an_image_that_turns_bad_in_an_evaluation(demo_copy, small_yaml, tmp_path, script):
+    save_model(load_model("blip2_cir_align_prompt", small_yaml), 0, tmp_path / "m.pt")
+    split = "val" if script == "validate" else "test1"
+    place = next(iter(json.loads((demo_copy / f"cirr/image_splits/split.rc2.{split}.json").read_text()).values()))
+    (demo_copy / place).write_bytes(b"")
+    flags = ["--model-path", str(tmp_path / "m.pt"), "--data-path", str(demo_copy), "--backbone", small_yaml]
+    flags += ["--device", "cpu", "--num-workers", "1"]
+    with pytest.raises(InputError) as caught:
+        if script == "validate":
+            blip_validate.main(["--dataset", "CIRR", *flags])
+        else:
+            cirr_test_submission.main([*flags, "--output-folder", str(tmp_path / "submission")])
+    assert str(caught.value).startswith("image '") and str(caught.value).endswith("copy or download it anew")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("error", "sizes", "message"),
     [
@@ -155,18 +178,18 @@ def test_an_image_that_turns_bad_after_the_check(demo_copy, small_yaml, tmp_path
     ],
 )
 def test_memory_that_ran_out(error, sizes, message):
-    with pytest.raises(InputError, match=message), explained(*sizes):
+    with pytest.raises(InputError, match=message), explained(training_memory_cure(*sizes)):
         raise error
 
 
 def test_memory_of_the_cpu_that_ran_out_for_real():
-    with pytest.raises(InputError, match="too much for the memory"), explained(128):
+    with pytest.raises(InputError, match="too much for the memory"), explained(training_memory_cure(128)):
         torch.empty(2**60)
 
 
 def test_a_bug_keeps_its_trace():
     for bug in (RuntimeError("shapes cannot be multiplied"), KeyError("x"), ValueError("y")):
-        with pytest.raises(type(bug)), explained(8):
+        with pytest.raises(type(bug)), explained("more memory"):
             raise bug
 
 
