@@ -112,6 +112,8 @@ def measurements(model, loaders: list, runtime) -> dict[str, Callable[[bool], No
 
 def report(name: str, measure: Callable[[bool], None], repeats: int, device) -> float:
     """Measure in turn without and with regions; the ratio is the median of those of neighbours."""
+    from machine import wait_for  # heavy: torch
+
     seconds: list[list[float]] = [[], []]
     for turn in range(repeats + 1):
         for regions in (False, True):
@@ -124,13 +126,6 @@ def report(name: str, measure: Callable[[bool], None], repeats: int, device) -> 
     without, with_regions = (1000 * statistics.median(times) for times in seconds)
     print(f"  {name:<14} {without:8.1f} ms without, {with_regions:8.1f} ms with regions: {100 * (ratio - 1):+.1f} %")
     return ratio
-
-
-def wait_for(device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

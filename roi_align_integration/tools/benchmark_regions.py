@@ -8,7 +8,6 @@ again, so that the table can be made over several sittings. A run that was inter
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / "roi_align_integration" / "tools"
 sys.path[:0] = [str(REPOSITORY / "src"), str(TOOLS)]
 
+from machine import machine_name  # noqa: E402
 from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 from region_arms import ARMS, WINNER, BoxSource, Weight, box_file_of, image_paths  # noqa: E402
 from region_table import (  # noqa: E402
@@ -48,8 +48,7 @@ CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
 REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
 LEARNING_RATES = (2e-3, 1e-3, 3e-3)
 # Validated in every sixth epoch from epoch 0 on: 6 n + 1 epochs end with a validation.
-EPOCHS = {"report": 49, "longer": 73, "tune": 49, "quick": 49}
-VALIDATED = 6
+EPOCHS, LONGER_EPOCHS, VALIDATED = 49, 73, 6
 DEMO = {"images": 2000, "triplets": 4000, "val_images": 630, "val_triplets": 4000, "difficulty": "colourful"}
 DEMO_REST = {"test_images": 6, "test_triplets": 2}
 WARMUP = 0.1
@@ -263,14 +262,6 @@ def steps_of_an_epoch(settings: dict) -> int:
     return len(json.loads(captions.read_text(encoding="utf-8"))) // TrainConfig(**settings).batch_size
 
 
-def machine_name(device: str) -> str:
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} torch {torch.__version__}"
-    return f"{os.cpu_count()} {platform.machine()} cores torch {torch.__version__}"
-
-
 def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> None:
     """Run the jobs, `--workers` at a time, and append the rows of each as it ends."""
     lock, done = Lock(), []
@@ -353,9 +344,8 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     few = ["none", WINNER, "permuted"] if quick else ["none"] if args.stage == "longer" else list(ARMS)
     args.arms = args.arms or few
     args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
-    args.num_epochs = args.num_epochs or (
-        EPOCHS[args.stage] if args.data_path is None else TrainConfig("CIRR").num_epochs
-    )
+    epochs = LONGER_EPOCHS if args.stage == "longer" else EPOCHS
+    args.num_epochs = args.num_epochs or (epochs if args.data_path is None else TrainConfig("CIRR").num_epochs)
     args.csv = args.csv or (CSV if args.data_path is None and not quick else args.folder / f"{args.stage}.csv")
     return args
 

@@ -8,7 +8,6 @@ cache), both also with regions, `build` (making the cache) and `validation` (fro
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from datetime import date
@@ -59,8 +58,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
         print(json.dumps(measure_row(args)))
         return {}
+    from machine import machine_name  # heavy: torch
+
     found = {row: run_row(row, argv) for row in ("prepare", *args.rows)}
-    lines = [table_line(args, row, found[row]) for row in args.rows]
+    machine = f"{machine_name(args.device)}, {args.threads} CPU threads"
+    lines = [table_line(args, machine, row, found[row]) for row in args.rows]
     print("\n".join([header(), *lines]))
     print(whole_training(found))
     if args.table:
@@ -81,23 +83,15 @@ def header() -> str:
     return f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
 
 
-def table_line(args: argparse.Namespace, row: str, found: dict) -> str:
+def table_line(args: argparse.Namespace, machine: str, row: str, found: dict) -> str:
     settings = {"compiled": args.compile, f"micro-batch {args.micro_batch}": args.micro_batch}
     name = [f"`{row}`", *(words for words, given in settings.items() if given and row in STEPS)]
     share = f"{100 * found['share']:.0f} %" if "share" in found else ""
     seconds = f"{found['seconds']:.3f}" if "seconds" in found else ""
     rate = f"{found['rate']:.3g} {found['unit']}"
-    cells = (date.today().isoformat(), machine_name(args), args.backbone, found["batch"], found["precision"],
+    cells = (date.today().isoformat(), machine, args.backbone, found["batch"], found["precision"],
              ", ".join(name), rate, seconds, f"{found['gib']:.2f}", share)  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def machine_name(args: argparse.Namespace) -> str:
-    import torch
-
-    if args.device != "cpu" and torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{args.threads} CPU threads ({platform.machine()}), torch {torch.__version__}"
 
 
 def whole_training(found: dict[str, dict]) -> str:

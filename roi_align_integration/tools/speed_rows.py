@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from machine import wait_for
 from make_demo_dataset import DemoSettings, make_demo_dataset
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -225,11 +226,6 @@ def matrix_throughput(runtime: engine.Runtime) -> float:
         wait_for(runtime.device)
         seconds.append(time.perf_counter() - start)
     return 2 * side**3 / statistics.median(seconds[2:])
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_gib(device: torch.device) -> float:
