@@ -1,10 +1,9 @@
 """Bad input, one case a line: what is wrong, how it is made, and a part of what the scripts must say."""
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ class Case:
     what: str
     says: str | None
     spoil: Callable[[Path], None] = lambda folder: None
-    flags: tuple[str, ...] = field(default=())
+    flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.what}"
@@ -254,7 +253,3 @@ CASES = [
     Case("flags", "no run to go on with", "there is no training_state.pt", flags=("--resume", "{folder}")),
     Case("flags", "FashionIQ's gallery for CIRR", "is for FashionIQ", flags=("--gallery", "captions")),
 ]  # fmt: skip
-
-
-def copy_of(demo: Path, folder: Path) -> Path:
-    return shutil.copytree(demo, folder)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import BOXES, CASES, Case, copy_of, pickle_with_code
+from bad_inputs import BOXES, CASES, Case, pickle_with_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_flags import training_flags
 
 import blip_fine_tune_2
 from data_utils import CIRRDataset
@@ -33,14 +34,12 @@ no trace (`--debug` shows it). `...` is the folder of the dataset. What is odd b
 """
 
 
-def answer_to(case: Case, demo: Path, folder: Path, small_yaml: str, monkeypatch, capsys) -> tuple[int, str]:
+def answer_to(case: Case, data: Path, small_yaml: str, monkeypatch, capsys) -> tuple[int, str]:
     """(status, last line on stderr) of a training with the case's dataset and flags."""
-    data = copy_of(demo, folder / "data")
     case.spoil(data)
     given = [flag.format(folder=data) for flag in case.flags]
-    flags = ["--dataset", "CIRR", "--data-path", str(data), "--backbone", small_yaml, "--weights", "random"]
-    flags += ["--device", "cpu", "--batch-size", "8", "--num-workers", "0", "--num-epochs", "1"]
-    monkeypatch.setattr(sys, "argv", ["blip_fine_tune_2.py", *flags, "--output-folder", str(folder / "models"), *given])
+    flags = training_flags(data, small_yaml, data.parent / "models")
+    monkeypatch.setattr(sys, "argv", ["blip_fine_tune_2.py", *flags, *given])
     capsys.readouterr()
     try:
         run_main(blip_fine_tune_2.main)
@@ -49,7 +48,7 @@ def answer_to(case: Case, demo: Path, folder: Path, small_yaml: str, monkeypatch
         status = end.code
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
-    return status, errors.splitlines()[-1].replace(str(data), "...").replace(str(folder), "...") if status else ""
+    return status, errors.splitlines()[-1].replace(str(data), "...").replace(str(data.parent), "...") if status else ""
 
 
 def shown(case: Case, answer: str) -> str:
@@ -60,8 +59,8 @@ def shown(case: Case, answer: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_bad_input_is_answered_in_one_message(case, demo, small_yaml, tmp_path, monkeypatch, capsys):
-    status, answer = answer_to(case, demo, tmp_path, small_yaml, monkeypatch, capsys)
+def test_bad_input_is_answered_in_one_message(case, demo_copy, small_yaml, tmp_path, monkeypatch, capsys):
+    status, answer = answer_to(case, demo_copy, small_yaml, monkeypatch, capsys)
     assert (status, answer == "") == ((0, True) if case.says is None else (2, False))
     assert (case.says or "") in answer
     assert not list(tmp_path.glob("*/marked")), "code of a pickle was run"

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +16,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
+from training_flags import ENVIRONMENT, command, train, training_flags, with_regions
 
 from distributed import ALONE, World
 from gradients import Gradients
 from lavis.models.blip2_models.region import OBJECTIVES
 
-SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
 # Shards of five triplets, of unequal size: the second rank of the last one has a single image, which has no box.
 SHARDS = {2: ([0, 1, 2], [3, 4]), 3: ([0, 2], [3, 4], [1])}
 CASES = [(objective, micro_batch) for objective in (None, *OBJECTIVES) for micro_batch in (None, 1)]
@@ -91,40 +90,6 @@ def still_yaml(small_yaml, tmp_path_factory) -> str:
     return str(path)
 
 
-def command(processes: int, *flags: str) -> list[str]:
-    if processes == 1:
-        return [sys.executable, str(SCRIPT), *flags]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*launcher, str(SCRIPT), *flags]
-
-
-def flags_of(demo: Path, yaml: str, output: Path, batch_size: int, *more: str) -> list[str]:
-    flags = [
-        "--dataset",
-        "CIRR",
-        "--data-path",
-        str(demo),
-        "--backbone",
-        yaml,
-        "--weights",
-        "random",
-        "--device",
-        "cpu",
-    ]
-    flags += ["--batch-size", str(batch_size), "--num-workers", "0", "--learning-rate", "1e-3", "--save-best"]
-    flags += ["--use-region-loss", "--box-file", str(demo / "boxes" / "cirr_boxes_train.json")]
-    return [*flags, "--output-folder", str(output), *more]
-
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def train(processes: int, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(processes, *flags), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
 def rows_of(output: Path, name: str) -> list[list[float]]:
     (path,) = output.glob(f"*/{name}_metrics.csv")
     with path.open(newline="") as file:
@@ -132,11 +97,12 @@ def rows_of(output: Path, name: str) -> list[list[float]]:
 
 
 def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
-    cache = ("--feature-cache", str(tmp_path / "cache"), "--cache-precision", "fp32")
-    one = train(1, *flags_of(demo, still_yaml, tmp_path / "one", 8, "--num-epochs", "2"))
-    flags = flags_of(demo, still_yaml, tmp_path / "two", 4, *cache)
-    two = train(2, *flags, "--num-epochs", "1")
-    two_more = train(2, *flags, "--num-epochs", "2", "--resume", "auto")
+    cache = {"feature_cache": tmp_path / "cache", "cache_precision": "fp32"}
+    settings = {"learning_rate": 1e-3, "save_best": True} | with_regions(demo)
+    one = train(*training_flags(demo, still_yaml, tmp_path / "one", num_epochs=2, **settings))
+    flags = training_flags(demo, still_yaml, tmp_path / "two", batch_size=4, **settings, **cache)
+    two = train(*flags, processes=2)
+    two_more = train(*flags, "--num-epochs", "2", "--resume", "auto", processes=2)
     for finished in (one, two, two_more):
         assert finished.returncode == 0, finished.stderr
     assert two.stdout.count("best epoch") == 1  # one rank speaks
@@ -146,7 +112,7 @@ def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     (model,) = tmp_path.glob("two/*/saved_models/*")
     assert model.name == "tuned_clip_arithmetic.pt"
-    other = train(1, *flags, "--num-epochs", "3", "--resume", "auto")
+    other = train(*flags, "--num-epochs", "3", "--resume", "auto")
     assert other.returncode == 2
     assert "trained by 2 processes, and these are 1" in other.stderr
 
@@ -178,9 +144,10 @@ def test_listening_sockets_are_found():
 
 
 def test_a_rank_that_dies_ends_the_job(demo, still_yaml, tmp_path):
-    flags = flags_of(demo, still_yaml, tmp_path, 4, "--num-epochs", "1000")
+    settings = {"batch_size": 4, "num_epochs": 1000, "learning_rate": 1e-3} | with_regions(demo)
+    flags = training_flags(demo, still_yaml, tmp_path, **settings)
     with subprocess.Popen(
-        command(2, *flags), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*flags, processes=2), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:
         for line in job.stdout:
             if line.startswith("epoch 0: group_recall"):

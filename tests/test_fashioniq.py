@@ -84,6 +84,9 @@ def test_boxes_come_with_the_training_triplets(made, tmp_path):
     assert captions == ["is more dress.", "Has longer sleeves"]
 
 
+ENTRY = {"candidate": "a", "target": "b", "captions": ["x", "y"]}
+
+
 def test_png_and_jpg_and_png_first(made, tmp_path):
     gallery = open_val(made, "dress", "classic")
     assert gallery.image_paths["dress0"] == "images/dress0.png"
@@ -102,12 +105,12 @@ def test_png_and_jpg_and_png_first(made, tmp_path):
     [
         ("captions/cap.shirt.val.json", [{"candidate": "a", "captions": ["x", "y"]}], "entry 0 lacks target"),
         ("captions/cap.shirt.val.json", [{"candidate": "a", "target": "b", "captions": ["x"]}], "two texts"),
-        ("captions/cap.shirt.val.json", [{"candidate": 1, "target": "b", "captions": ["x", "y"]}], "without a"),
         (
             "captions/cap.shirt.val.json",
-            [{"candidate": "../a", "target": "b", "captions": ["x", "y"]}],
-            "without a path",
+            [{**ENTRY, "candidate": 1}],
+            r"names images \[1, 'b'\]: write names without a path",
         ),
+        ("captions/cap.shirt.val.json", [{**ENTRY, "candidate": "../a"}], "write names without a path"),
         ("captions/cap.shirt.val.json", ["a"], "not an object"),
         ("captions/cap.shirt.val.json", [], "holds no caption"),
         ("captions/cap.shirt.val.json", {}, "JSON list"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_flags import SCRIPT, train, training_flags, with_regions
 
 import blip_fine_tune_2
 import blip_validate
@@ -29,25 +30,14 @@ from lavis.models.checkpoint import save_model
 from lavis.processors import BlipCaptionProcessor
 from train_config import STATE_FILE, TrainConfig
 
-SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
-
 
 @pytest.fixture
 def flags(demo, small_yaml, tmp_path) -> list[str]:
-    base = ["--dataset", "CIRR", "--data-path", str(demo), "--backbone", small_yaml, "--weights", "random"]
-    base += ["--device", "cpu", "--batch-size", "8", "--num-epochs", "2", "--learning-rate", "1e-3"]
-    return [*base, "--output-folder", str(tmp_path / "models")]
+    return training_flags(demo, small_yaml, tmp_path / "models", num_epochs=2, learning_rate=1e-3)
 
 
-def train(*flags: str, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *flags], env=environment, capture_output=True, text=True, check=False, **options
-    )
-
-
-def run_folder(flags: list[str]) -> Path:
-    (folder,) = Path(flags[-1]).iterdir()
+def run_folder(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "models").iterdir()
     return folder
 
 
@@ -69,9 +59,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_full_disk_while_saving_a_state(flags, capsys):
-    blip_fine_tune_2.main([*flags[:-6], "--num-epochs", "1", *flags[-4:], "--num-workers", "0"])
-    folder = run_folder(flags)
+def test_a_full_disk_while_saving_a_state(flags, tmp_path):
+    blip_fine_tune_2.main([*flags, "--num-epochs", "1"])
+    folder = run_folder(tmp_path)
     before = (folder / STATE_FILE).read_bytes()
     fill_disk_for(folder / STATE_FILE)
     resume = ["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "2"]
@@ -95,12 +85,12 @@ def test_what_cannot_be_written_is_named(tmp_path, monkeypatch, number):
 
 def test_an_output_folder_that_cannot_be_made(flags):
     with pytest.raises(InputError, match=r"/proc/nowhere/clip_finetuned.* cannot be written"):
-        blip_fine_tune_2.main([*flags[:-1], "/proc/nowhere", "--num-workers", "0"])
+        blip_fine_tune_2.main([*flags, "--output-folder", "/proc/nowhere"])
 
 
-def test_two_runs_do_not_share_a_folder(flags):
-    blip_fine_tune_2.main([*flags, "--num-workers", "0"])
-    folder = run_folder(flags)
+def test_two_runs_do_not_share_a_folder(flags, tmp_path):
+    blip_fine_tune_2.main(flags)
+    folder = run_folder(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with files.held(folder), pytest.raises(InputError, match="is in use by another process"):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "3"])
@@ -142,10 +132,9 @@ def test_a_loader_process_that_is_killed(flags, monkeypatch):
 def test_an_image_that_turns_bad_after_the_check(demo_copy, small_yaml, tmp_path, workers, monkeypatch):
     place = next(iter(json.loads((demo_copy / "cirr/image_splits/split.rc2.train.json").read_text()).values()))
     (demo_copy / place).write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    flags = ["--dataset", "CIRR", "--data-path", str(demo_copy), "--backbone", small_yaml, "--weights", "random"]
-    flags += ["--device", "cpu", "--batch-size", "8", "--num-epochs", "1", "--output-folder", str(tmp_path / "models")]
+    flags = training_flags(demo_copy, small_yaml, tmp_path / "models", num_workers=workers)
     with pytest.raises(InputError) as caught:
-        blip_fine_tune_2.main([*flags, "--num-workers", workers])
+        blip_fine_tune_2.main(flags)
     message = str(caught.value)
     assert message.startswith("image 'train-") and place[2:] in message and message.endswith("copy or download it anew")
     assert "\n" not in message
@@ -196,7 +185,7 @@ def test_a_bug_keeps_its_trace():
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_names_its_step_and_saves_it(flags, monkeypatch):
+def test_a_loss_that_is_no_number_names_its_step_and_saves_it(flags, tmp_path, monkeypatch):
     original, calls = Gradients.__call__, []
 
     def breaks(self, samples, weights):
@@ -208,8 +197,8 @@ def test_a_loss_that_is_no_number_names_its_step_and_saves_it(flags, monkeypatch
     with pytest.raises(
         InputError, match=r"loss_rtc became NaN or infinite in epoch 1, step 2, with 8 triplets"
     ) as caught:
-        blip_fine_tune_2.main([*flags, "--num-workers", "0"])
-    folder = run_folder(flags)
+        blip_fine_tune_2.main(flags)
+    folder = run_folder(tmp_path)
     record = json.loads((folder / BROKEN_STEP).read_text())
     assert (record["epoch"], record["step"], record["losses"]["loss_rtc"]) == (1, 2, "nan")
     assert len(record["triplets"]) == 8
@@ -223,7 +212,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_saves_it(flags, monkeypatch
     assert [process(triplet["caption"]) for triplet in record["triplets"]] == calls[2]
 
 
-def test_weights_that_are_no_numbers_are_not_saved(flags, monkeypatch):
+def test_weights_that_are_no_numbers_are_not_saved(flags, tmp_path, monkeypatch):
     original, steps = engine.Optimization.step, []
 
     def poisons(self):
@@ -235,8 +224,8 @@ def test_weights_that_are_no_numbers_are_not_saved(flags, monkeypatch):
 
     monkeypatch.setattr(engine.Optimization, "step", poisons)
     with pytest.raises(InputError, match="NaN or infinite in epoch 1"):
-        blip_fine_tune_2.main([*flags, "--num-workers", "0", "--save-every", "1"])
-    state = torch.load(run_folder(flags) / STATE_FILE, weights_only=True)
+        blip_fine_tune_2.main([*flags, "--save-every", "1"])
+    state = torch.load(run_folder(tmp_path) / STATE_FILE, weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 1)
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
 
@@ -267,7 +256,7 @@ def test_a_temperature_that_fell_to_zero(tmp_path):
 
 
 def test_one_line_and_a_status_and_a_trace_where_it_is_asked_for(flags):
-    wrong = [*flags[:-1], "/proc/nowhere", "--num-workers", "0"]
+    wrong = [*flags, "--output-folder", "/proc/nowhere"]
     told = train(*wrong)
     assert told.returncode == 2
     assert told.stderr.splitlines()[-1].startswith("error: /proc/nowhere/clip_finetuned")
@@ -298,32 +287,8 @@ def test_two_thousand_steps_hold_neither_memory_nor_files(demo, tmp_path, monkey
             seen.append((sum(map(memory_of, family)) / 2**20, files_open, len(family)))
 
     monkeypatch.setattr(engine.Optimization, "step", step)
-    flags = [
-        "--dataset",
-        "CIRR",
-        "--data-path",
-        str(demo),
-        "--backbone",
-        "tiny",
-        "--device",
-        "cpu",
-        "--batch-size",
-        "8",
-    ]
-    flags += [
-        "--batch-size",
-        "8",
-        "--num-epochs",
-        "400",
-        "--validation-frequency",
-        "100",
-        "--num-workers",
-        "2",
-        "--save-every",
-        "100",
-    ]
-    flags += ["--use-region-loss", "--box-file", str(demo / "boxes" / "cirr_boxes_train.json")]
-    blip_fine_tune_2.main([*flags, "--output-folder", str(tmp_path)])
+    settings = {"num_epochs": 400, "validation_frequency": 100, "num_workers": 2, "save_every": 100}
+    blip_fine_tune_2.main(training_flags(demo, "tiny", tmp_path, **settings, **with_regions(demo)))
     print("MiB, open files, processes, every 100 steps:", *seen, sep="\n")
     assert len(seen) == 20
     megabytes, open_files, processes = zip(*seen[4:], strict=True)

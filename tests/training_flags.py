@@ -1,0 +1,35 @@
+"""How the tests start a training: its flags, and the script in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def training_flags(data: Path, yaml: str, output: Path, **settings) -> list[str]:
+    """Flags of a small training on the CPU; `settings` add to them or take their place, True is a switch."""
+    given = {"dataset": "CIRR", "data_path": data, "backbone": yaml, "weights": "random", "device": "cpu"}
+    given |= {"batch_size": 8, "num_workers": 0, "num_epochs": 1, "output_folder": output} | settings
+    flags = []
+    for name, value in given.items():
+        flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return flags
+
+
+def with_regions(data: Path) -> dict:
+    """Settings of a training with the region loss and the exact boxes of a demo dataset."""
+    return {"use_region_loss": True, "box_file": data / "boxes" / "cirr_boxes_train.json"}
+
+
+def command(*flags: str, processes: int = 1) -> list[str]:
+    """The command line of a training, under torchrun where it has several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *flags]
+
+
+def train(*flags: str, processes: int = 1) -> subprocess.CompletedProcess:
+    line = command(*flags, processes=processes)
+    return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
