@@ -70,8 +70,8 @@ def build_model(reference: Reference) -> Blip2QformerCirAlignPrompt:
 
 def samples_of(reference: Reference) -> dict:
     """The recorded batch; where the images of some samples are not at hand, the recorded output of the ViT."""
-    complete = len(reference.inputs["reference"]) == len(reference.meta["captions"])
-    images = [reference.inputs[name].float() for name in ("reference", "target")]
-    frozen = [reference.outputs[f"{name}.visual_encoder"] for name in ("ref", "target")]
-    image, target = images if complete else frozen
+    if len(reference.inputs["reference"]) == len(reference.meta["captions"]):
+        image, target = (reference.inputs[name].float() for name in ("reference", "target"))
+    else:
+        image, target = (reference.outputs[f"{name}.visual_encoder"] for name in ("ref", "target"))
     return {"image": image, "target": target, "text_input": reference.captions}
