@@ -97,13 +97,13 @@ def _add_region_flags(group) -> None:
         choices=tuple(REGION_WEIGHTS),
         help="pairs: regions of reference and target, one to one; tokens: target regions find their image through the"
         " target tokens; query: the query finds the best region of its target; compose: target regions find the query"
-        " that reference and sentence are composed to",
+        " that reference and sentence are composed to; both: tokens and compose, half each",
     )
     group.add_argument(
         "--loss-region",
         type=float,
-        help="weight of the region loss, constant (default: the objective's own: compose 0.5; pairs 0.1; tokens and"
-        " query 0.5, falling to 0 at half time)",
+        help="weight of the region loss, constant (default: the objective's own: both 1; compose 0.5; pairs 0.1; tokens"
+        " and query 0.5, falling to 0 at half time)",
     )
     group.add_argument(
         "--loss-region-until",

@@ -193,6 +193,7 @@ def test_steps_to_reach():
     assert steps_to_reach(rows, "none", 5) == 50
     assert steps_to_reach(rows, "none", 15) == 150
     assert steps_to_reach(rows, "none", 21) == math.inf
+    assert steps_to_reach([row(recall=0.0)], "none", 0.0) == 100
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
 
 
 def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
-    sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20, "difficulty": "colourful"}
+    sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20}
     monkeypatch.setattr(benchmark_regions, "DEMO", sizes)
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--csv", str(tmp_path / "rows.csv"), "--num-epochs", "1"]
     flags += ["--arms", "none", "permuted", "--seeds", "3"]
@@ -270,13 +271,13 @@ def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     rows = read_rows(tmp_path / "rows.csv")
     assert {(row.arm, row.step, row.steps, row.loss_region) for row in rows} == {
         ("none", 2, 2, ""),
-        ("permuted", 2, 2, "0.5"),
+        ("permuted", 2, 2, "1"),
     }
-    assert "- `permuted`: `compose`, boxes permuted" in (tmp_path / "report.md").read_text()
+    assert "- `permuted`: `both`, boxes permuted" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "rows.png").stat().st_size > 1000
     monkeypatch.setattr(benchmark_regions, "run_job", None)  # nothing is left to run
     benchmark_regions.main(flags)
-    assert capsys.readouterr().out.count("`compose`, boxes permuted") == 2
+    assert capsys.readouterr().out.count("`both`, boxes permuted") == 2
 
 
 def test_the_folder_of_other_settings_is_left_alone(tmp_path):

@@ -1,6 +1,7 @@
 """Region features against one box at a time and a closed form; every objective against a slow loop and its promises."""
 
 import math
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torchvision.ops import roi_align
 import blip_fine_tune_2
 from lavis.common.errors import InputError
 from lavis.models import load_model
-from lavis.models.blip2_models.region import OBJECTIVES, flatten_boxes, match_regions, pool_regions
+from lavis.models.blip2_models.region import OBJECTIVES, TOKENS, flatten_boxes, match_regions, pool_regions
 from lavis.models.checkpoint import FORK_ADDS, load_checkpoint, save_model
 from train_config import REGION_WEIGHTS, RegionWeight, TrainConfig
 
@@ -134,17 +135,16 @@ def slow_loss(model, samples) -> torch.Tensor:
     reference, target = embeds_of(model, samples)
     names, scale = samples["target_names"], model.region_logit_scale.clamp(0, math.log(100)).exp()
     regions = slow_regions(model, target, samples["target_region_boxes"])
-    tokens = model._target_features(target)
-    if model.region_objective == "compose":
-        fused = model._fuse(reference, *model.tokenize(samples["text_input"]))
-        tokens = F.normalize(model.region_token_proj(fused), dim=-1)
+    fused = model._fuse(reference, *model.tokenize(samples["text_input"]))
+    sides = {"gallery": model._target_features(target), "query": F.normalize(model.region_token_proj(fused), dim=-1)}
+    looked_at = {"tokens": ["gallery"], "compose": ["query"], "both": ["gallery", "query"]}
     queries = model.extract_query_features(reference, samples["text_input"])
     losses = []
     for i in range(4):
         others = [j for j in range(4) if j == i or names[j] != names[i]]
-        if model.region_objective in ("tokens", "compose"):
-            for region in regions[i]:
-                scores = [scale * max(token @ region for token in tokens[j]) for j in others]
+        if model.region_objective in looked_at:
+            for region, side in product(regions[i], looked_at[model.region_objective]):
+                scores = [scale * max(token @ region for token in sides[side][j]) for j in others]
                 losses.append(slow_cross_entropy(scores, others.index(i)))
         elif model.region_objective == "query" and regions[i]:
             scored = [j for j in others if regions[j]]
@@ -161,8 +161,6 @@ def slow_loss(model, samples) -> torch.Tensor:
 
 def best_assignment(own, theirs) -> list[tuple[int, int]]:
     """All one-to-one matches tried, the one with the greatest sum of cosines."""
-    from itertools import permutations
-
     few, many, turned = (own, theirs, False) if len(own) <= len(theirs) else (theirs, own, True)
     chosen = max(
         permutations(range(len(many)), len(few)),
@@ -209,7 +207,7 @@ def test_what_each_objective_trains(model, samples, objective):
     norms = gradient_norms(model, samples, objective)
     print(objective, {name: f"{norm:.1e}" for name, norm in norms.items()})
     assert (norms["cross-attention"] > 0) == (objective != "pairs")
-    assert (norms["vision_proj"] > 0) == (objective == "tokens")
+    assert (norms["vision_proj"] > 0) == (objective in ("tokens", "both"))
     assert (norms["text_proj"] > 0) == (objective == "query")
     assert norms["region_proj"] > 0
     assert norms["ln_vision"] > 0
@@ -262,7 +260,7 @@ def test_a_batch_of_one_and_one_image_with_boxes_are_never_negative(model, sampl
     assert region_loss(model, one) == 0  # nothing to tell it from
     alone = [None, None, [[0.1, 0.1, 0.6, 0.6]], None]
     loss = region_loss(model, samples, region_boxes=alone, target_region_boxes=alone)
-    assert loss > 0 if objective in ("tokens", "compose") else loss == 0
+    assert loss > 0 if objective in TOKENS else loss == 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -285,11 +283,11 @@ def test_four_arguments_are_enough_for_pairs_and_tokens(model, samples):
     for objective in ("pairs", "tokens"):
         model.region_objective = objective
         assert model.compute_region_loss(*arguments, **known) == region_loss(model, samples)
-    for objective, needed in (("query", "query"), ("compose", "fused")):
+    for objective, needed in (("query", "query"), ("compose", "fused"), ("both", "fused")):
         model.region_objective = objective
         with pytest.raises(InputError, match=f"needs {needed} features"):
             model.compute_region_loss(*arguments)
-    with pytest.raises(InputError, match="pairs, tokens, query, compose"):
+    with pytest.raises(InputError, match="pairs, tokens, query, compose, both"):
         model.region_objective = "all"
 
 
@@ -393,7 +391,7 @@ def test_weights_and_their_schedule(tmp_path):
     assert RegionWeight(0.5, 0.5).at(0.25) == 0.25
     assert RegionWeight(0.5, 0.5).at(0.75) == 0
     assert RegionWeight(0.1).at(1) == 0.1
-    assert TrainConfig("CIRR", use_region_loss=True, box_file=tmp_path).loss_weights(0.9)["loss_region"] == 0.5
+    assert TrainConfig("CIRR", use_region_loss=True, box_file=tmp_path).loss_weights(0.9)["loss_region"] == 1.0
     config = TrainConfig("CIRR", use_region_loss=True, box_file=tmp_path, region_objective="tokens")
     assert [config.loss_weights(p)["loss_region"] for p in (0, 0.25, 0.5, 1)] == [0.5, 0.25, 0, 0]
     fixed = TrainConfig("CIRR", use_region_loss=True, box_file=tmp_path, loss_region=0.2)

@@ -349,7 +349,7 @@ def test_a_comparison_takes_the_place_of_the_training(project):
     assert answer.returncode == 0, answer.stderr
     boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
     assert calls(project, f"benchmark_regions.py --data-path {project}/cirr_dataset --box-file {boxes}") == 1
-    assert calls(project, "--arms none compose permuted --seeds 0 1 2") == 1
+    assert calls(project, "--arms none both permuted --seeds 0 1 2") == 1
     assert training_calls(project) == []
 
 

@@ -129,7 +129,7 @@ run_full() {
   if [[ -n "$COMPARE" ]]; then
     step "train without and with regions on CIRR"
     "$PYTHON" "$HERE/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
-      --arms none compose permuted --seeds 0 1 2
+      --arms none both permuted --seeds 0 1 2
     return
   fi
   step "train and validate on CIRR"

@@ -17,7 +17,7 @@ from lavis.datasets.region_boxes import Region, load_boxes, save_boxes
 from lavis.models import Blip2QformerCirAlignPrompt
 
 Boxes = dict[str, list[Region]]
-WINNER = "compose"
+WINNER = "both"
 
 
 @registry.register_model("blip2_cir_text_only")
@@ -151,7 +151,7 @@ def salient(boxes: Boxes, source: BoxSource) -> Boxes:
     return found
 
 
-LARGE = (Weight(0.5), Weight(1.0), Weight(0.5, 0.5))
+LARGE = (Weight(1.0), Weight(0.5), Weight(1.0, 0.5))
 SMALL = (Weight(0.5, 0.5), Weight(0.1), Weight(0.5))
 _winner = partial(Arm, objective=WINNER, weights=LARGE)
 ARMS = {
@@ -159,6 +159,7 @@ ARMS = {
     "pairs": Arm("`pairs`", "pairs", (Weight(0.1), Weight(0.5), Weight(0.5, 0.5))),
     "tokens": Arm("`tokens`", "tokens", SMALL),
     "query": Arm("`query`", "query", SMALL),
+    "compose": Arm("`compose`", "compose", (Weight(0.5), Weight(1.0), Weight(0.5, 0.5))),
     WINNER: _winner(f"`{WINNER}`"),
     "permuted": _winner(f"`{WINNER}`, boxes permuted between images", make_boxes=permuted),
     "whole": _winner(f"`{WINNER}`, one box, the whole image", make_boxes=whole_image),

@@ -109,7 +109,8 @@ def steps_to_reach(rows: list[Row], arm: str, recall: float) -> float:
     before_step, before = 0, 0.0
     for step, mean in zip(steps, means, strict=True):
         if mean >= recall:
-            return before_step + (step - before_step) * (recall - before) / (mean - before)
+            part = (recall - before) / (mean - before) if mean > before else 1.0
+            return before_step + (step - before_step) * part
         before_step, before = step, mean
     return math.inf
 

@@ -15,6 +15,7 @@ from lavis.common.registry import registry
 from lavis.models.blip2_models.Qformer import Qformer
 from lavis.models.blip2_models.region import (
     OBJECTIVES,
+    TOKENS,
     flatten_boxes,
     grid_size,
     image_ids,
@@ -86,7 +87,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
 
     @property
     def region_objective(self) -> str:
-        """`pairs`, `tokens`, `query` or `compose`, see `region.py`. Setting another raises InputError.
+        """`pairs`, `tokens`, `query`, `compose` or `both`, see `region.py`. Setting another raises InputError.
 
         A model by itself has `tokens`, for which images and boxes are enough; a training chooses (`TrainConfig`).
         """
@@ -98,6 +99,10 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             raise InputError(f"unknown region objective {name!r}: use one of {', '.join(OBJECTIVES)}")
         self._region_objective = name
         self._free_region_parameters()
+
+    @property
+    def _region_tokens(self) -> tuple[str, ...]:
+        return TOKENS.get(self.region_objective, ())
 
     def _free_region_parameters(self) -> None:
         used = OBJECTIVES[self.region_objective] if self.use_region_loss else ()
@@ -288,14 +293,14 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         target_tokens: Tensor | None = None,
         target_names: Sequence[str] | None = None,
     ) -> Tensor:
-        """The region-level contrastive loss of `region_objective` (`pairs`, `tokens`, `query`, `compose`: `region.py`).
+        """The region-level contrastive loss of `region_objective`, see `region.py`.
 
         Args:
             ref_image_embeds, tgt_image_embeds: `ln_vision` output (B, P + 1, D) of references and targets.
             ref_boxes, tgt_boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
-            fused: the queries fused with reference and sentence (B, Q, H); `compose` needs them.
+            fused: the queries fused with reference and sentence (B, Q, H); `compose` and `both` need them.
             query: composed query features (B, E), L2-normalised; `query` needs them.
-            target_tokens: target tokens (B, Q, E), L2-normalised; `tokens` computes them where they are not given.
+            target_tokens: target tokens (B, Q, E), L2-normalised; computed where an objective lacks them.
             target_names: B image names; an image that is in the batch more than once is not its own negative.
 
         Returns:
@@ -307,7 +312,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         features = {"query": query, "target_tokens": target_tokens} | self._region_features(
             ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes, fused
         )
-        if self.region_objective == "tokens" and target_tokens is None:
+        if target_tokens is None and "target_tokens" in self._region_tokens:
             features["target_tokens"] = self._target_features(tgt_image_embeds)
         features |= image_ids(target_names, tgt_image_embeds.device)
         return self._region_loss(features, len(tgt_image_embeds))
@@ -322,7 +327,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             if self.region_objective == "pairs":
                 regions, owners = self._project_regions(reference, ref_boxes)
                 features |= {"reference_regions": regions, "reference_region_owners": owners}
-            if self.region_objective == "compose":
+            if "region_tokens" in self._region_tokens:
                 features["region_tokens"] = _unit(self.region_token_proj(self._given("fused", fused).float()))
             return features
 
@@ -337,8 +342,8 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             elif self.region_objective == "query":
                 loss = query_loss(regions, owners, self._given("query", features["query"]), scale, same)
             else:
-                tokens = features["region_tokens" if self.region_objective == "compose" else "target_tokens"]
-                loss = tokens_loss(regions, owners, tokens, scale, same)
+                sides = [features[name] for name in self._region_tokens]
+                loss = sum(tokens_loss(regions, owners, tokens, scale, same) for tokens in sides) / len(sides)
             return loss + self._zero_of_region_parameters()
 
     def _given(self, name: str, features: Tensor | None) -> Tensor:

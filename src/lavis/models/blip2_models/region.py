@@ -25,6 +25,13 @@ OBJECTIVES = {
     "tokens": ("region_proj", "region_logit_scale"),
     "query": ("region_proj", "region_logit_scale"),
     "compose": ("region_proj", "region_token_proj", "region_logit_scale"),
+    "both": ("region_proj", "region_token_proj", "region_logit_scale"),
+}
+# Objective of `tokens_loss` -> the tokens that regions look for.
+TOKENS = {
+    "tokens": ("target_tokens",),
+    "compose": ("region_tokens",),
+    "both": ("target_tokens", "region_tokens"),
 }
 
 
@@ -114,8 +121,9 @@ def tokens_loss(regions: Tensor, owners: Tensor, tokens: Tensor, scale: Tensor, 
 
     With target tokens this is `tokens`: it trains cross-attention and `vision_proj`, the gallery's embedding itself.
     With the fused queries of reference and sentence it is `compose`: what the two are composed to must hold every
-    object of the target. It trains the fusion path. Regions (N, E) and tokens (B, Q, E) are L2-normalised; `same`
-    (B, B) marks places with the same target image, which are no negatives.
+    object of the target. It trains the fusion path. `both` is the mean of the two, so that query and gallery meet in
+    the same regions. Regions (N, E) and tokens (B, Q, E) are L2-normalised; `same` (B, B) marks places with the same
+    target image, which are no negatives.
     """
     cosines = regions @ tokens.flatten(0, 1).T  # (N, E) x (E, B Q) -> (N, B Q)
     scores = cosines.view(len(regions), *tokens.shape[:2]).amax(dim=2)  # -> (N, B)
