@@ -18,6 +18,7 @@ from region_table import (
     against,
     append_rows,
     final_rows,
+    longer_table,
     markdown,
     paired_difference,
     read_rows,
@@ -176,6 +177,15 @@ def test_the_table_and_its_words():
         markdown(rows[2:])
     with pytest.raises(InputError, match="rows of two settings"):
         final_rows([*rows, row(seed=2, learning_rate=1.0)])
+
+
+def test_the_table_of_longer_runs():
+    rows = [row(seed=seed, recall=30.0 + seed) for seed in (0, 1, 2)]
+    rows += [row(seed=seed, recall=30.5 + seed, stage="longer", steps=150, step=150) for seed in (0, 1)]
+    assert longer_table(rows).splitlines()[2:] == [
+        "| `none` | 2 | 150 over 100 | +0.50 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 |"
+    ]
+    assert len(longer_table(rows[:3]).splitlines()) == 2
 
 
 def test_the_table_of_trials():

@@ -105,7 +105,7 @@ def test_the_two_commands_are_shown():
 def test_the_benchmark_tables_are_those_of_their_rows():
     from benchmark_regions import CONTROLS, CSV
     from region_arms import WINNER
-    from region_table import against, markdown, read_rows, trials_table
+    from region_table import against, longer_table, markdown, read_rows, trials_table
 
     rows, summary = read_rows(CSV), SECTIONS[ROOT / "roi_align_integration" / "SUMMARY.md"]
     reported = [row for row in rows if row.stage == "report"]
@@ -113,6 +113,8 @@ def test_the_benchmark_tables_are_those_of_their_rows():
     if reported:
         assert markdown(reported) in summary
         assert against(reported, WINNER, CONTROLS) in summary
+    if any(row.stage == "longer" for row in rows):
+        assert longer_table(rows) in summary
 
 
 @pytest.fixture(scope="module")

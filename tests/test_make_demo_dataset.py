@@ -104,7 +104,7 @@ def painted_box(pixels: np.ndarray, item) -> list[float]:
     return [edge / side for edge, side in zip(pixel_box, (width, height, width, height), strict=True)]
 
 
-@pytest.mark.parametrize("difficulty", ["easy", "normal"])
+@pytest.mark.parametrize("difficulty", ["easy", "normal", "cluttered"])
 def test_boxes_are_exact(difficulty):
     for number, group in enumerate(groups_of(difficulty, 10)):
         scene = group.scene(number % 6)
@@ -115,6 +115,15 @@ def test_boxes_are_exact(difficulty):
         np.testing.assert_allclose(sorted(boxes), sorted(found), atol=one_pixel)
         areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
         assert areas == pytest.approx(sorted(areas, reverse=True))
+
+
+def test_clutter_is_pale_and_another_in_every_image():
+    images = [demo_scenes.render((), random.Random(seed), DIFFICULTIES["cluttered"])[0] for seed in range(8)]
+    colours = [{colour for _, colour in image.getcolors()} for image in images]
+    assert all(len(found) > 3 for found in colours)
+    assert min(min(colour) for found in colours for colour in found) >= demo_scenes.PALE[0]
+    assert not set(COLOURS.values()) & set().union(*colours)
+    assert all(len(found & others) <= 1 for i, found in enumerate(colours) for others in colours[:i])
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

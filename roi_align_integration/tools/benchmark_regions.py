@@ -1,8 +1,9 @@
 """Do regions raise recall? Trains with each region objective, its controls and baselines, over paired seeds.
 
-Without --data-path on generated scenes with a small model: a frozen ViT, cached features, data and weights varying
-together with the seed. With it on CIRR. Every finished run is appended to a CSV file, and what stands there is not run
-again, so that the table can be made over several sittings. A run that was interrupted goes on where it was.
+Without --data-path on generated scenes with a small model: objects before a cluttered background, as in photographs,
+a frozen ViT, cached features, data and weights varying together with the seed. With it on CIRR. Every finished run is
+appended to a CSV file, and what stands there is not run again, so that the table can be made over several sittings. A
+run that was interrupted goes on where it was.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from region_table import (  # noqa: E402
     against,
     append_rows,
     legend,
+    longer_table,
     markdown,
     plot,
     read_rows,
@@ -48,9 +50,11 @@ CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
 REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
 LEARNING_RATES = (2e-3, 1e-3, 3e-3)
 # Validated in every sixth epoch from epoch 0 on: 6 n + 1 epochs end with a validation.
-EPOCHS, LONGER_EPOCHS, VALIDATED = 49, 73, 6
-DEMO = {"images": 2000, "triplets": 4000, "val_images": 630, "val_triplets": 4000, "difficulty": "colourful"}
-DEMO_REST = {"test_images": 6, "test_triplets": 2}
+EPOCHS, LONGER_EPOCHS, VALIDATED = 25, 37, 6
+DEMO = {
+    "images": 4000, "triplets": 8000, "val_images": 330, "val_triplets": 4000, "test_images": 6, "test_triplets": 2,
+}  # fmt: skip
+DIFFICULTIES = ("cluttered", "colourful")
 WARMUP = 0.1
 CONTROLS = ["none", "permuted", "whole", "grid"]
 LATER_VALIDATION = 7  # of 50 epochs on CIRR, the last among them
@@ -111,11 +115,11 @@ class Demo:
     """Generated scenes: a dataset, its boxes and its feature cache for every seed."""
 
     def __init__(self, args: argparse.Namespace):
-        self.folder, self.device = args.folder / "demo", args.device
+        self.folder, self.device, self.difficulty = args.folder / "demo", args.device, args.difficulty
 
     def prepare(self, seed: int) -> None:
         """Make the dataset and the feature cache of a seed where they are not there."""
-        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, **DEMO_REST, seed=seed))
+        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, seed=seed, difficulty=self.difficulty))
         fill_cache(TrainConfig(**self.settings(seed)))
 
     def root(self, seed: int) -> Path:
@@ -288,8 +292,11 @@ def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> N
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """The tables and the plot of one stage's rows, on the screen and in files; of the trials their table alone."""
-    rows = [row for row in read_rows(args.csv) if row.stage == args.stage]
+    """The tables and the plot of one stage's rows, on the screen and in files; of --tune and --longer a table alone."""
+    everything = read_rows(args.csv)
+    rows = [row for row in everything if row.stage == args.stage]
+    if args.stage == "longer":
+        return print(f"{longer_table(everything)}\n\nrows {args.csv}")
     if args.stage == "tune":
         return print(f"{trials_table(rows)}\n\n{legend(rows)}\nrows {args.csv}")
     text = f"{markdown(rows)}\n\n{against(rows, WINNER, CONTROLS)}\n\n{legend(rows)}\n"
@@ -311,7 +318,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
     parser.add_argument("--csv", type=Path, help=f"rows of finished runs (default: {CSV.relative_to(REPOSITORY)})")
-    parser.add_argument("--folder", type=Path, default=DATA, help="data, features and runs; kept")
+    parser.add_argument(
+        "--difficulty", choices=DIFFICULTIES, default=DIFFICULTIES[0], help="scenes with or without clutter"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="data, features and runs; kept (default: below roi_align_integration/data)"
+    )
     parser.add_argument("--workers", type=positive_int, help="runs at a time (default: CPU cores, or 1 with CUDA)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     real, cirr = parser.add_argument_group("on CIRR"), TrainConfig("CIRR")
@@ -346,7 +358,10 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
     epochs = LONGER_EPOCHS if args.stage == "longer" else EPOCHS
     args.num_epochs = args.num_epochs or (epochs if args.data_path is None else TrainConfig("CIRR").num_epochs)
-    args.csv = args.csv or (CSV if args.data_path is None and not quick else args.folder / f"{args.stage}.csv")
+    scenes = args.difficulty if args.data_path is None else "cirr"
+    args.folder = args.folder or DATA / scenes
+    committed = scenes == DIFFICULTIES[0] and not quick
+    args.csv = args.csv or (CSV if committed else args.folder / f"{args.stage}.csv")
     return args
 
 
@@ -359,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
     source = Demo(args) if args.data_path is None else Cirr(args)
     if not args.table:
         run_all(plan(args, read_rows(args.csv)), source, args)
-    return None if args.stage == "longer" else write_report(args)
+    return write_report(args)
 
 
 if __name__ == "__main__":

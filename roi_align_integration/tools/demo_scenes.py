@@ -21,6 +21,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 PLACES = (
     "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
+PALE = (130, 250)  # of each colour channel of a piece of clutter; objects are of full colours
 # Radius of an object in parts of the shorter side of its cell.
 RADII = {"small": 0.26, "large": 0.46}
 GROUP_SIZE = 6
@@ -75,19 +76,24 @@ ATTRIBUTE_CHANGES = {"colour": "recolour", "shape": "reshape", "size": "resize",
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How many objects stand in a scene, of how many colours and shapes, and how noisy the background is (0..255)."""
+    """How many objects stand in a scene, of how many colours and shapes, before a background that is how noisy (0..255)
+    and cluttered with how many pale rectangles, of which no sentence speaks and which are others in every image.
+    """
 
     objects: tuple[int, int]
     colours: int
     shapes: int
-    noise: int
+    noise: int = 0
+    clutter: int = 0
 
 
 DIFFICULTIES = {
-    "easy": Difficulty((2, 2), 6, 3, 0),
-    "normal": Difficulty((3, 4), 7, 4, 0),
-    "colourful": Difficulty((3, 4), 8, 3, 0),  # of benchmark_regions.py: hard to tell apart, quick to learn
-    "hard": Difficulty((4, 6), 8, 6, 24),
+    "easy": Difficulty((2, 2), 6, 3),
+    "normal": Difficulty((3, 4), 7, 4),
+    "hard": Difficulty((4, 6), 8, 6, noise=24),
+    # Of benchmark_regions.py: hard to tell apart, quick to learn.
+    "colourful": Difficulty((3, 4), 8, 3),
+    "cluttered": Difficulty((3, 4), 8, 3, clutter=8),
 }
 
 
@@ -213,6 +219,7 @@ def render(
     image = Image.new("RGB", (width, height), (shade, shade, shade))
     if difficulty.noise:
         add_noise(image, rng, difficulty.noise)
+    add_clutter(image, rng, difficulty.clutter)
     boxes = [paint(image, item) for item in scene]
     boxes.sort(key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))
     return image, [[left / width, top / height, right / width, bottom / height] for left, top, right, bottom in boxes]
@@ -231,6 +238,15 @@ def add_noise(image: Image.Image, rng: random.Random, amplitude: int) -> None:
     noise = Image.frombytes("L", small, bytes(rng.randrange(amplitude) for _ in range(small[0] * small[1])))
     mask = noise.resize(image.size, Image.Resampling.NEAREST)
     image.paste((0, 0, 0), mask=mask)
+
+
+def add_clutter(image: Image.Image, rng: random.Random, count: int) -> None:
+    """Rectangles of pale colours, a tenth to a half of the image wide and high, partly outside of it."""
+    draw = ImageDraw.Draw(image)
+    for _ in range(count):
+        width, height = (round(side * rng.uniform(0.1, 0.5)) for side in image.size)
+        x, y = rng.randint(-width // 2, image.width - width // 2), rng.randint(-height // 2, image.height - height // 2)
+        draw.rectangle((x, y, x + width, y + height), fill=tuple(rng.randint(*PALE) for _ in range(3)))
 
 
 def paint(image: Image.Image, item: SceneObject) -> tuple[int, int, int, int]:

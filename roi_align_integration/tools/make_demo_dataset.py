@@ -192,9 +192,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="the same seed gives the same bytes")
     parser.add_argument(
         "--difficulty",
-        choices=("easy", "normal", "colourful", "hard"),
+        choices=("easy", "normal", "hard", "colourful", "cluttered"),
         default=defaults.difficulty,
-        help="objects, colours, noise",
+        help="objects, colours, noise, clutter",
     )
     return parser.parse_args(argv)
 

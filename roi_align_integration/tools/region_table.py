@@ -159,6 +159,19 @@ def against(rows: list[Row], arm: str, controls: list[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def longer_table(rows: list[Row]) -> str:
+    """Whether the baseline had converged: what half as many steps more change, on the seeds that were run for both."""
+    usual, longer = (final_rows([r for r in rows if r.stage == stage]) for stage in ("report", "longer"))
+    lines = [["arm", "seeds", "steps", *(f"Δ {name}" for name in METRICS.values())]]
+    lines.append(["---"] * len(lines[0]))
+    for arm in (name for name in ARMS if name in longer and name in usual):
+        shared = longer[arm].keys() & usual[arm].keys()
+        cells = [difference_text(*paired_difference(longer[arm], usual[arm], metric)) for metric in METRICS]
+        steps = [next(iter(finals[arm].values())).steps for finals in (longer, usual)]
+        lines.append([f"`{arm}`", str(len(shared)), f"{steps[0]} over {steps[1]}", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def trials_table(rows: list[Row]) -> str:
     """The last step of every tuning run: which settings were tried, and what came out."""
     lines = [["arm", "seed", "learning rate", "region weight", *METRICS.values()]]
