@@ -142,8 +142,10 @@ def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, 
     belongs = owners[:, None] == torch.arange(batch, device=owners.device)  # (N, B)
     # Scaled before it is masked: infinity times a gradient of 0 would be no number.
     logits = (scale * queries @ regions.T)[:, :, None].masked_fill(~belongs, -torch.inf)  # (B, N) -> (B, N, B)
-    best, anchors = logits.amax(dim=1), belongs.any(dim=0).nonzero()[:, 0]  # -> (B, B)
-    return _contrast(best[anchors], anchors, same[anchors])
+    anchors = belongs.any(dim=0)  # (B,)
+    best = logits.amax(dim=1).masked_fill(~anchors[:, None], 0)  # -> (B, B); a row that does not count is finite
+    # The mean over anchors without picking them: a number of rows that only the GPU knows would make the host wait.
+    return (_contrast(best, torch.arange(batch, device=owners.device), same, "none") * anchors).sum() / anchors.sum()
 
 
 def pairs_loss(
@@ -152,7 +154,8 @@ def pairs_loss(
     """Every reference region finds its match in the target image among the regions of the other targets.
 
     Matches are one to one and have the greatest sum of cosines. Trains `region_proj` and `ln_vision` only: there is no
-    gradient on the Q-Former. Features (N, E) and (M, E) are L2-normalised.
+    gradient on the Q-Former. Features (N, E) and (M, E) are L2-normalised. Matching waits for the device: it is done on
+    the host.
     """
     cosines = reference @ target.T  # (N, M)
     rows, columns = match_regions(cosines.detach(), reference_owners, target_owners)
@@ -175,9 +178,9 @@ def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple
     return tuple(part.to(cosines.device) for part in numbers)
 
 
-def _contrast(logits: Tensor, labels: Tensor, no_negative: Tensor) -> Tensor:
-    """Mean cross-entropy over the rows; columns marked in `no_negative` count only where they are the label's own."""
+def _contrast(logits: Tensor, labels: Tensor, no_negative: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of the rows; columns marked in `no_negative` count only where they are the label's own."""
     if len(logits) == 0:
         return logits.sum() * 0
     own = F.one_hot(labels, logits.shape[1]).bool()
-    return F.cross_entropy(logits.masked_fill(no_negative & ~own, -torch.inf), labels)
+    return F.cross_entropy(logits.masked_fill(no_negative & ~own, -torch.inf), labels, reduction=reduction)
