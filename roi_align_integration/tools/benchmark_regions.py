@@ -54,7 +54,7 @@ EPOCHS, LONGER_EPOCHS, VALIDATED = 25, 37, 6
 DEMO = {
     "images": 4000, "triplets": 8000, "val_images": 330, "val_triplets": 4000, "test_images": 6, "test_triplets": 2,
 }  # fmt: skip
-DIFFICULTIES = ("cluttered", "colourful")
+SCENES = ("cluttered", "colourful")  # difficulties; the first is that of the committed rows
 WARMUP = 0.1
 CONTROLS = ["none", "permuted", "whole", "grid"]
 LATER_VALIDATION = 7  # of 50 epochs on CIRR, the last among them
@@ -317,10 +317,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", dest="stage", action="store_const", const="quick", help="three arms, three seeds: 20 minutes"
     )
     parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
-    parser.add_argument("--csv", type=Path, help=f"rows of finished runs (default: {CSV.relative_to(REPOSITORY)})")
-    parser.add_argument(
-        "--difficulty", choices=DIFFICULTIES, default=DIFFICULTIES[0], help="scenes with or without clutter"
-    )
+    where = f"{CSV.relative_to(REPOSITORY)}; of --quick, other scenes and CIRR in --folder"
+    parser.add_argument("--csv", type=Path, help=f"rows of finished runs (default: {where})")
+    parser.add_argument("--difficulty", choices=SCENES, default=SCENES[0], help="scenes with or without clutter")
     parser.add_argument(
         "--folder", type=Path, help="data, features and runs; kept (default: below roi_align_integration/data)"
     )
@@ -360,7 +359,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     args.num_epochs = args.num_epochs or (epochs if args.data_path is None else TrainConfig("CIRR").num_epochs)
     scenes = args.difficulty if args.data_path is None else "cirr"
     args.folder = args.folder or DATA / scenes
-    committed = scenes == DIFFICULTIES[0] and not quick
+    committed = scenes == SCENES[0] and not quick
     args.csv = args.csv or (CSV if committed else args.folder / f"{args.stage}.csv")
     return args
 

@@ -123,17 +123,28 @@ def markdown(rows: list[Row]) -> str:
     goal = statistics.fmean(row.recall_at1 for row in finals[BASELINE].values())
     names = list(METRICS.values())
     header = ["arm", "seeds", *names, *(f"Δ {name}" for name in names), "steps"]
-    lines = [header, ["---"] * len(header)]
-    for arm in (name for name in ARMS if name in finals):
-        lines.append([f"`{arm}`", str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, arm, goal)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [
+        [f"`{arm}`", str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, arm, goal)]
+        for arm in ARMS
+        if arm in finals
+    ]
+    return _table(header, lines)
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    """Cells as a Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
 
 
 def _cells(finals: dict[str, dict[int, Row]], arm: str) -> list[str]:
     means = [statistics.fmean(getattr(row, metric) for row in finals[arm].values()) for metric in METRICS]
-    differences = [paired_difference(finals[arm], finals[BASELINE], metric) for metric in METRICS]
-    shown = ["" if arm == BASELINE else difference_text(*pair) for pair in differences]
-    return [f"{mean:.2f}" for mean in means] + shown
+    differences = [""] * len(METRICS) if arm == BASELINE else _differences(finals[arm], finals[BASELINE])
+    return [f"{mean:.2f}" for mean in means] + differences
+
+
+def _differences(first: dict[int, Row], second: dict[int, Row]) -> list[str]:
+    """What `first` gains over `second` in every metric, in words."""
+    return [difference_text(*paired_difference(first, second, metric)) for metric in METRICS]
 
 
 def difference_text(mean: float, half_width: float) -> str:
@@ -150,37 +161,34 @@ def _steps_cell(rows: list[Row], arm: str, goal: float) -> str:
 def against(rows: list[Row], arm: str, controls: list[str]) -> str:
     """A second table: what `arm` gains over each control, seed by seed."""
     finals = final_rows(rows)
-    lines = [[f"`{arm}` over", "seeds", *(f"Δ {name}" for name in METRICS.values())]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for control in (name for name in controls if name in finals and arm in finals and name != arm):
         shared = finals[arm].keys() & finals[control].keys()
-        cells = [difference_text(*paired_difference(finals[arm], finals[control], metric)) for metric in METRICS]
+        cells = _differences(finals[arm], finals[control])
         lines.append([f"`{control}`", str(len(shared)), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table([f"`{arm}` over", "seeds", *(f"Δ {name}" for name in METRICS.values())], lines)
 
 
 def longer_table(rows: list[Row]) -> str:
     """Whether the baseline had converged: what half as many steps more change, on the seeds that were run for both."""
     usual, longer = (final_rows([r for r in rows if r.stage == stage]) for stage in ("report", "longer"))
-    lines = [["arm", "seeds", "steps", *(f"Δ {name}" for name in METRICS.values())]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for arm in (name for name in ARMS if name in longer and name in usual):
         shared = longer[arm].keys() & usual[arm].keys()
-        cells = [difference_text(*paired_difference(longer[arm], usual[arm], metric)) for metric in METRICS]
+        cells = _differences(longer[arm], usual[arm])
         steps = [next(iter(finals[arm].values())).steps for finals in (longer, usual)]
         lines.append([f"`{arm}`", str(len(shared)), f"{steps[0]} over {steps[1]}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(["arm", "seeds", "steps", *(f"Δ {name}" for name in METRICS.values())], lines)
 
 
 def trials_table(rows: list[Row]) -> str:
     """The last step of every tuning run: which settings were tried, and what came out."""
-    lines = [["arm", "seed", "learning rate", "region weight", *METRICS.values()]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     order = {arm: number for number, arm in enumerate(ARMS)}
     for row in sorted((row for row in rows if row.step == row.steps), key=lambda row: order[row.arm]):
         recalls = [f"{getattr(row, metric):.2f}" for metric in METRICS]
         lines.append([f"`{row.arm}`", str(row.seed), f"{row.learning_rate:g}", row.loss_region, *recalls])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(["arm", "seed", "learning rate", "region weight", *METRICS.values()], lines)
 
 
 def legend(rows: list[Row]) -> str:
