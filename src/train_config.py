@@ -73,7 +73,7 @@ REGION_WEIGHTS = {
     "tokens": RegionWeight(0.5, 0.5),
     "query": RegionWeight(0.5, 0.5),
     "compose": RegionWeight(0.5),
-    "both": RegionWeight(1.0),
+    "both": RegionWeight(0.5),
 }
 
 LAST_FILE = "tuned_clip_last.pt"

@@ -172,6 +172,8 @@ def test_the_table_and_its_words():
     assert "| 36.50 |" in table[3]
     assert "+6.00 ± 0.00" in table[3]
     assert "54 of 100" in table[3]  # 30.5 lies between 30 at 50 and 36.5 at 100
+    assert markdown([*rows, row(seed=9, recall=90.0)]).splitlines()[3] == table[3]  # a seed without its pair
+    assert "no seed in common" in markdown([row(seed=9), *rows[2:]])
     assert "+6.00 ± 0.00" in against(rows, WINNER, ["none", "permuted"])
     with pytest.raises(InputError, match="no finished run of the arm none"):
         markdown(rows[2:])
@@ -281,7 +283,7 @@ def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     rows = read_rows(tmp_path / "rows.csv")
     assert {(row.arm, row.step, row.steps, row.loss_region) for row in rows} == {
         ("none", 2, 2, ""),
-        ("permuted", 2, 2, "1"),
+        ("permuted", 2, 2, "0.5"),
     }
     assert "- `permuted`: `both`, boxes permuted" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "rows.png").stat().st_size > 1000
@@ -304,9 +306,16 @@ def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys)
     flags += ["--backbone", small_yaml, "--batch-size", "8", "--learning-rate", "1e-3", "--num-epochs", "1"]
     flags += ["--num-workers", "0"]
     benchmark_regions.main([*flags, "--arms", "none", WINNER, "--seeds", "0"])
-    rows = read_rows(tmp_path / "report.csv")
+    rows = read_rows(tmp_path / "rows.csv")
     assert {(row.arm, row.learning_rate) for row in rows} == {("none", 1e-3), (WINNER, 1e-3)}
     assert f"`{WINNER}`" in capsys.readouterr().out
+
+
+def test_all_stages_share_a_file_of_rows():
+    """The report sees what --tune has found, and --longer what the report has."""
+    files = {arguments("--difficulty", "plain", *flag).csv for flag in ([], ["--tune"], ["--longer"])}
+    assert files == {benchmark_regions.DATA / "plain" / "rows.csv"}
+    assert arguments("--tune").csv == arguments().csv == benchmark_regions.CSV
 
 
 def test_a_run_that_fails_names_its_log(demo, small_yaml, tmp_path):

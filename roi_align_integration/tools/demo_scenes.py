@@ -91,9 +91,9 @@ DIFFICULTIES = {
     "easy": Difficulty((2, 2), 6, 3),
     "normal": Difficulty((3, 4), 7, 4),
     "hard": Difficulty((4, 6), 8, 6, noise=24),
-    # Of benchmark_regions.py: hard to tell apart, quick to learn.
-    "colourful": Difficulty((3, 4), 8, 3),
-    "cluttered": Difficulty((3, 4), 8, 3, clutter=8),
+    # Of benchmark_regions.py: quick to learn, and not to be learned to the end.
+    "plain": Difficulty((2, 3), 5, 3),
+    "cluttered": Difficulty((2, 3), 5, 3, clutter=8),
 }
 
 

@@ -192,7 +192,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="the same seed gives the same bytes")
     parser.add_argument(
         "--difficulty",
-        choices=("easy", "normal", "hard", "colourful", "cluttered"),
+        choices=("easy", "normal", "hard", "plain", "cluttered"),
         default=defaults.difficulty,
         help="objects, colours, noise, clutter",
     )

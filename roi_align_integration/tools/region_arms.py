@@ -151,7 +151,7 @@ def salient(boxes: Boxes, source: BoxSource) -> Boxes:
     return found
 
 
-LARGE = (Weight(1.0), Weight(0.5), Weight(1.0, 0.5))
+LARGE = (Weight(0.5), Weight(1.0), Weight(1.0, 0.5))
 SMALL = (Weight(0.5, 0.5), Weight(0.1), Weight(0.5))
 _winner = partial(Arm, objective=WINNER, weights=LARGE)
 ARMS = {

@@ -120,11 +120,10 @@ def markdown(rows: list[Row]) -> str:
     finals = final_rows(rows)
     if BASELINE not in finals:
         raise InputError(f"the CSV file has no finished run of the arm {BASELINE}: run it first")
-    goal = statistics.fmean(row.recall_at1 for row in finals[BASELINE].values())
     names = list(METRICS.values())
     header = ["arm", "seeds", *names, *(f"Δ {name}" for name in names), "steps"]
     lines = [
-        [f"`{arm}`", str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, arm, goal)]
+        [f"`{arm}`", str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, finals, arm)]
         for arm in ARMS
         if arm in finals
     ]
@@ -153,9 +152,14 @@ def difference_text(mean: float, half_width: float) -> str:
     return f"{mean:+.2f}" + (f" ± {half_width:.2f}" if math.isfinite(half_width) else " (one seed)")
 
 
-def _steps_cell(rows: list[Row], arm: str, goal: float) -> str:
-    steps, total = steps_to_reach(rows, arm, goal), max(row.steps for row in rows if row.arm == arm)
-    return f"{steps:.0f} of {total}" if math.isfinite(steps) else "never"
+def _steps_cell(rows: list[Row], finals: dict[str, dict[int, Row]], arm: str) -> str:
+    """The steps in which an arm reaches what the baseline ends with on the same seeds."""
+    shared = finals[arm].keys() & finals[BASELINE].keys()
+    if not shared:
+        return "no seed in common"
+    goal = statistics.fmean(finals[BASELINE][seed].recall_at1 for seed in shared)
+    steps = steps_to_reach([row for row in rows if row.seed in shared], arm, goal)
+    return f"{steps:.0f} of {next(iter(finals[arm].values())).steps}" if math.isfinite(steps) else "never"
 
 
 def against(rows: list[Row], arm: str, controls: list[str]) -> str:
@@ -198,17 +202,18 @@ def legend(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Mean R@1 against steps for every arm."""
+    """Mean R@1 against steps for every arm, over the seeds that all of them have."""
     from matplotlib.figure import Figure  # not among what a training needs
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    present = [arm for arm in ARMS if any(row.arm == arm for row in rows)]
-    for number, arm in enumerate(present):
-        steps, means = mean_curve(rows, arm, "recall_at1")
+    finals = final_rows(rows)
+    shared = set.intersection(*(set(of_arm) for of_arm in finals.values()))
+    for number, arm in enumerate(arm for arm in ARMS if arm in finals):
+        steps, means = mean_curve([row for row in rows if row.seed in shared], arm, "recall_at1")
         style = "--" if ARMS[arm].make_boxes else ":" if ARMS[arm].objective is None and arm != BASELINE else "-"
         axes.plot(steps, means, style, label=ARMS[arm].title, color=f"C{number % 10}" if number else "black")
-    axes.set(xlabel="training steps", ylabel="recall@1 on validation, % (mean over seeds)", ylim=(0, None))
+    axes.set(xlabel="training steps", ylabel=f"recall@1 on validation, % (mean of {len(shared)} seeds)", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)
