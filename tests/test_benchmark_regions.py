@@ -318,7 +318,7 @@ def test_all_stages_share_a_file_of_rows():
     assert arguments("--tune").csv == arguments().csv == benchmark_regions.CSV
 
 
-def test_a_run_that_fails_names_its_log(demo, small_yaml, tmp_path):
+def test_a_run_that_fails_names_its_log(demo, small_yaml, tmp_path, capsys):
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]
     flags += ["--backbone", small_yaml, "--batch-size", "100000", "--num-epochs", "1", "--arms", "none", "--seeds", "0"]
@@ -326,3 +326,4 @@ def test_a_run_that_fails_names_its_log(demo, small_yaml, tmp_path):
     with pytest.raises(InputError, match=r"report-none-0-1e-05 failed, status 2: see .*log\.txt"):
         benchmark_regions.main(flags)
     assert "lower it" in (tmp_path / "runs" / "report-none-0-1e-05" / "log.txt").read_text()
+    assert "log.txt; waiting for the runs under way" in capsys.readouterr().err

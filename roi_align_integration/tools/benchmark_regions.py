@@ -287,7 +287,8 @@ def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> N
         try:
             for future in futures:
                 future.result()
-        except BaseException:
+        except BaseException as error:
+            print(f"{str(error) or 'interrupted'}; waiting for the runs under way", file=sys.stderr)
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
