@@ -25,7 +25,7 @@ from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
 from lavis.models.checkpoint import save_model
 from retrieval_task import RetrievalTask, Validation
-from stop_signals import StopSignals
+from stop_signals import StopSignals, leave_signals_to_parent
 from train_config import LAST_FILE, TrainConfig, save_interval
 from training_state import Best, Progress, restore, save_state
 from validate_blip import gallery_scores
@@ -118,6 +118,7 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: tor
         collate_fn=collate_fn,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_signals_to_parent,
         **options,
     )
 

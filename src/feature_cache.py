@@ -40,17 +40,24 @@ class FeatureCache:
     """A complete cache, opened for reading. Raises InputError where it is incomplete or damaged."""
 
     def __init__(self, folder: Path, key: dict, table_device: torch.device | None = None):
-        self.folder = folder
-        shape = key["count"], key["tokens"], key["width"]
+        self.folder, self.key = folder, key
         self.sizes, self.crc = np.load(folder / "sizes.npy"), np.load(folder / "crc.npy")
         if not np.load(folder / "done.npy").all():
             raise InputError(f"the feature cache {folder} is not complete: run this again to go on with it")
-        self.features = _open_features(folder, shape, key["precision"], "r")
+        self.features = _open_features(folder, key, "r")
         self.table = None if table_device is None else self._table(table_device)
+        self.gives_indices = self.table is not None
+
+    def __getstate__(self) -> dict:
+        """For a loader's worker, where it is not forked: it maps the file itself, and has no use for the table."""
+        return self.__dict__ | {"features": None, "table": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state | {"features": _open_features(state["folder"], state["key"], "r")}
 
     def __getitem__(self, index: int) -> Tensor:
         """One image's features (T, D); with a table on a device its index alone, 0-d, for `take`."""
-        if self.table is not None:
+        if self.gives_indices:
             return torch.tensor(index)
         row = np.array(self.features[index])
         self._check(index, row)
@@ -151,8 +158,9 @@ def _key_name(key: dict) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _open_features(folder: Path, shape: tuple, precision: str, mode: str) -> np.memmap:
-    path, dtype = folder / "features.bin", PRECISIONS[precision]
+def _open_features(folder: Path, key: dict, mode: str) -> np.memmap:
+    path, dtype = folder / "features.bin", PRECISIONS[key["precision"]]
+    shape = key["count"], key["tokens"], key["width"]
     expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if mode != "w+" and (not path.is_file() or path.stat().st_size != expected):
         raise InputError(f"{path} has not the {expected} bytes that it should: remove {folder}")
@@ -190,8 +198,7 @@ class _Files:
     """The files of a cache, mapped for writing: every process writes its own rows of them."""
 
     def __init__(self, folder: Path, key: dict):
-        shape = key["count"], key["tokens"], key["width"]
-        self.features = _open_features(folder, shape, key["precision"], "r+")
+        self.features = _open_features(folder, key, "r+")
         self.sizes, self.crc, self.done = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ARRAYS)
         self.written: list[int] = []
 
@@ -225,7 +232,7 @@ def _make_files(folder: Path, key: dict) -> None:
     print(f"feature cache: {count} images, {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free", flush=True)
     if size > 0.95 * free:
         raise InputError(f"the feature cache needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free")
-    _open_features(folder, shape, key["precision"], "w+")
+    _open_features(folder, key, "w+")
     for name, (columns, dtype) in ARRAYS.items():
         np.save(folder / f"{name}.npy", np.zeros((count, *columns), dtype))
     write_atomically(folder / "key.json", json.dumps(key, sort_keys=True))

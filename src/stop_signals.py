@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as a wish to stop at the next whole step, where everything can be saved."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,23 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOTHING_NEW = "what was saved before stays as it is"
+
+
+def leave_signals_to_parent(_worker: int) -> None:
+    """A `worker_init_fn`: from now on only the parent of this process can end it with a signal.
+
+    A terminal, `kill` of a group and a batch system signal every process of a run; one that the training process waits
+    for must live until that has saved. Where the system does not say who has sent a signal, all is as it was.
+    """
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)  # as torch's own handler ends a worker
 
 
 class Stopped(Exception):

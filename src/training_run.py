@@ -93,11 +93,14 @@ def _train_in(
     return best
 
 
-def compile_model(model: nn.Module, images: bool) -> None:
-    """Compile the Q-Former and, where it has images to encode, the ViT; in place, so that names stay as they are."""
-    model.Qformer.model.compile()
-    if images:
-        model.visual_encoder.compile()
+def compile_model(model: nn.Module, images: bool, **options) -> None:
+    """Compile the Q-Former and, where it has images to encode, the ViT; in place, so that names stay as they are.
+
+    The ViT block by block: they are alike, so that one compilation serves all. `options` are `torch.compile`'s.
+    """
+    model.Qformer.model.compile(**options)
+    for block in model.visual_encoder.blocks if images else ():
+        block.compile(**options)
 
 
 def sample_maker(process_caption: Callable, sentences: Callable, to_device: Callable) -> Callable[[dict], dict]:

@@ -72,7 +72,7 @@ def save_state(
 ) -> None:
     """Write `STATE_FILE`; the one before it stays until this one is whole on the disk. Every rank has a part in it."""
     sums = {name: float(total) for name, total in progress.meter.sums.items()}
-    sums, random_states = world.collect(sums), world.collect(random_state())
+    sums, random_states = world.collect(sums), world.collect(random_state(device_of(model)))
     if not world.is_main:
         return
     state = {
@@ -130,7 +130,7 @@ def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world
             (run_folder / name).unlink(missing_ok=True)
         else:
             write_atomically(run_folder / name, text)
-    set_random_state(state["random"][world.rank])
+    set_random_state(state["random"][world.rank], device_of(model))
     meter = LossMeter(state["sums"][world.rank], state["count"])
     return Progress(Best(**state["best"]), state["epoch"], state["step"], meter)
 
@@ -153,23 +153,27 @@ def frozen_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def random_state() -> dict:
-    """Every generator's state, in types that load without running pickled code."""
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def random_state(device: torch.device) -> dict:
+    """The state of every generator that a run on this device draws from, in types that load without running code."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "python": [version, list(words), gauss],
         "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)],
     }
 
 
-def set_random_state(state: dict) -> None:
+def set_random_state(state: dict, device: torch.device) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0], device)

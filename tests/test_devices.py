@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavis.models import load_model
 from lavis.models.blip2_models.region import OBJECTIVES
@@ -23,6 +24,25 @@ def model(small_yaml, monkeypatch):
         yield model.to("cuda")
 
 
+class NoBlockingCopy(TorchDispatchMode):
+    """Raises where a copy from the host to the GPU makes the host wait: one that is not marked `non_blocking`."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        copies = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        if copies and _is_blocking(function, args, kwargs, result):
+            raise AssertionError(f"{function} from the host to the GPU, which waits")
+        return result
+
+
+def _is_blocking(function, args, kwargs, result) -> bool:
+    source, asynchronous = args[0], kwargs.get("non_blocking", False)
+    if function is torch.ops.aten.copy_.default:
+        source, asynchronous = args[1], (args[2] if len(args) > 2 else asynchronous)
+    return (source.device.type, result.device.type) == ("cpu", "cuda") and not asynchronous
+
+
 def losses(model, objective: str, cached: bool) -> dict[str, Tensor]:
     model.region_objective = objective
     shape, dtype = ((17, model.config.vision.width), torch.float16) if cached else ((3, 56, 56), torch.float32)
@@ -34,10 +54,16 @@ def losses(model, objective: str, cached: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "pairs"])
 def test_a_step_mixes_no_devices_and_the_host_never_waits(model, objective, cached):
-    found = losses(model, objective, cached)
+    with NoBlockingCopy():
+        found = losses(model, objective, cached)
     assert {name: (loss.device.type, loss.dtype) for name, loss in found.items()} == dict.fromkeys(
         ("loss_itc", "loss_rtc", "loss_align", "loss_region"), ("cuda", torch.float32)
     )
+
+
+def test_a_blocking_copy_is_seen(model):
+    with NoBlockingCopy(), pytest.raises(AssertionError, match="which waits"):
+        torch.zeros(3, device="cuda").new_tensor([1.0, 2.0])
 
 
 def test_pairs_are_matched_on_the_host(model):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -89,6 +90,17 @@ def test_a_table_gives_what_the_disk_gives(demo, model, tmp_path):
 
 def _key(dataset, model, precision="fp16"):
     return cache_key(dataset, model, frozen_fingerprint(model), precision)
+
+
+def test_a_worker_that_is_not_forked_maps_the_file_itself(demo, model, tmp_path):
+    """As Python 3.14 starts processes: what it is sent holds none of the features."""
+    dataset = cached(demo, model, tmp_path)
+    features = dataset.features
+    table = FeatureCache(features.folder, features.key, CPU)
+    sent = pickle.dumps(features)
+    assert len(sent) < features.features.nbytes / 10
+    assert torch.equal(pickle.loads(sent)[3], features[3])
+    assert pickle.loads(pickle.dumps(table))[3] == 3
 
 
 def test_no_image_is_opened_once_it_is_there(demo, model, tmp_path, monkeypatch):

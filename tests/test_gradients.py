@@ -4,6 +4,7 @@ from shutil import which
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from gradients import Gradients, split_samples, total_loss
 from lavis.models import load_model
@@ -99,6 +100,18 @@ def test_a_compiled_model_has_the_same_gradients_and_names(small_yaml):
     results = [(Gradients(m)(make_samples(), weights_of("compose")), gradients_of(m)) for m in (compiled, plain)]
     assert_same_step(*results, tolerance=1e-5)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_every_block_of_the_vit_and_the_qformer_is_compiled(small_yaml):
+    """A backend that compiles nothing, and counts what it is given."""
+    model, counter = make_model(small_yaml, "compose"), CompileCounter()
+    compile_model(model, images=False, backend=counter)
+    Gradients(model)(make_samples(), weights_of("compose"))
+    qformer = counter.frame_count
+    compile_model(model, images=True, backend=counter)
+    model.encode_frozen(make_samples()["image"])
+    assert qformer > 0
+    assert counter.frame_count > qformer
 
 
 def test_split_samples_are_the_samples():

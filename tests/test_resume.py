@@ -1,5 +1,6 @@
 """A run that was killed, stopped or struck by a fault ends, resumed, as one that was never stopped: to the last bit."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import torch
 import blip_fine_tune_2
 from lavis.common import files
 from lavis.common.errors import InputError
-from stop_signals import Stopped, StopSignals
+from stop_signals import Stopped, StopSignals, leave_signals_to_parent
 from train_config import STATE_FILE, TrainConfig, save_interval
 from training_state import random_state, read_state, set_random_state
 
@@ -157,9 +158,8 @@ def test_a_write_that_breaks_leaves_the_old_file(tmp_path):
 def start(demo, small_yaml, output, *more) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), *flags(demo, small_yaml, output, *more)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=hear_interrupts, **pipes)
 
 
 def hear_interrupts() -> None:
@@ -235,6 +235,35 @@ def test_a_signal_saves_and_gives_its_status(whole_of_one_thread, demo, small_ya
     assert f"stopped by {number.name}" in err
     state = read_state(run_folder(tmp_path))
     assert state["epoch"] > 0 or state["step"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_as_well(demo, small_yaml, tmp_path, number):
+    """As Ctrl-C in a terminal and a batch system send it: processes that load images hear it too."""
+    process = start(demo, small_yaml, tmp_path, "--num-workers", "2", "--save-every", "1", "--num-epochs", "200")
+    while not list(tmp_path.glob(f"*/{STATE_FILE}")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, out + err
+    assert f"stopped by {number.name}; saved; go on with --resume {run_folder(tmp_path)}" in err
+
+
+def test_a_worker_ends_with_its_parents_signal_alone():
+    worker = multiprocessing.get_context("fork").Process(target=_wait_as_worker)
+    worker.start()
+    time.sleep(0.3)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
+
+
+def _wait_as_worker() -> None:
+    leave_signals_to_parent(0)
+    time.sleep(60)
 
 
 @pytest.fixture
@@ -319,11 +348,11 @@ def test_another_vit_and_a_damaged_state_are_refused(whole, tmp_path):
 def test_every_random_state_comes_back():
     import numpy as np
 
-    state = random_state()
+    state = random_state(torch.device("cpu"))
     first = torch.rand(2), random.random(), np.random.rand()
     torch.save(state, buffer := __import__("io").BytesIO())
     buffer.seek(0)
-    set_random_state(torch.load(buffer, weights_only=True))
+    set_random_state(torch.load(buffer, weights_only=True), torch.device("cpu"))
     second = torch.rand(2), random.random(), np.random.rand()
     assert torch.equal(first[0], second[0])
     assert first[1:] == second[1:]

@@ -96,8 +96,8 @@ def pool_regions(image_embeds: Tensor, boxes: Tensor, owners: Tensor, grid: tupl
     height, width = grid
     patches = image_embeds[:, PREFIX_TOKENS:].float()  # (B, 1 + H W, D) -> (B, H W, D)
     cells = patches.transpose(1, 2).unflatten(2, (height, width))  # -> (B, D, H, W)
-    scale = boxes.new_tensor([width, height, width, height])
-    rois = torch.cat([owners[:, None].to(boxes.dtype), boxes * scale], dim=1)  # (N, 5)
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    rois = torch.stack([owners.to(boxes.dtype), x1 * width, y1 * height, x2 * width, y2 * height], dim=1)  # (N, 5)
     pooled = roi_align(cells, rois, output_size=(1, 1), spatial_scale=1.0, sampling_ratio=-1, aligned=True)
     return pooled.flatten(1)  # (N, D, 1, 1) -> (N, D)
 
@@ -138,14 +138,15 @@ def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, 
     """
     batch = len(queries)
     if len(regions) == 0:
-        return (queries.sum() + scale) * 0
-    belongs = owners[:, None] == torch.arange(batch, device=owners.device)  # (N, B)
-    # Scaled before it is masked: infinity times a gradient of 0 would be no number.
-    logits = (scale * queries @ regions.T)[:, :, None].masked_fill(~belongs, -torch.inf)  # (B, N) -> (B, N, B)
-    anchors = belongs.any(dim=0)  # (B,)
-    best = logits.amax(dim=1).masked_fill(~anchors[:, None], 0)  # -> (B, B); a row that does not count is finite
+        return (queries.sum() + regions.sum() + scale) * 0  # every parameter has a gradient, on every rank
+    places = torch.arange(batch, device=owners.device)
+    anchors = (owners[:, None] == places).any(dim=0)  # (N, B) -> (B,)
+    logits = scale * queries @ regions.T  # (B, E) x (E, N) -> (B, N)
+    best = logits.new_full((batch, batch), -torch.inf)  # a target without regions is no negative
+    best = best.scatter_reduce(1, owners.expand(batch, -1), logits, "amax")  # (B, N) -> (B, B)
+    best = best.masked_fill(~anchors[:, None], 0)  # a row that does not count is finite
     # The mean over anchors without picking them: a number of rows that only the GPU knows would make the host wait.
-    return (_contrast(best, torch.arange(batch, device=owners.device), same, "none") * anchors).sum() / anchors.sum()
+    return (_contrast(best, places, same, "none") * anchors).sum() / anchors.sum()
 
 
 def pairs_loss(
