@@ -167,6 +167,23 @@ def test_a_finished_file_is_not_made_again_nor_overwritten(demo, tmp_path, capsy
         run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1")
     assert max(map(len, run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1", "--overwrite").values())) == 1
 
+    assert run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1", "--overwrite")
+    assert "is there" not in capsys.readouterr().out
+
+
+def test_other_images_under_the_same_names_are_not_taken_for_the_old_ones(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, corner in (("a", 10), ("b", 40)):
+        image = Image.new("RGB", (100, 100), "white")
+        image.paste("red", (corner, corner, corner + 30, corner + 30))
+        image.save(images / f"{name}.png")
+    first = run(tmp_path, "--images", str(images))
+    Image.effect_noise((100, 100), 64).save(images / "a.png")
+    with pytest.raises(InputError, match="not made in this way of these images: --overwrite"):
+        run(tmp_path, "--images", str(images))
+    assert run(tmp_path, "--images", str(images), "--overwrite")["a"] != first["a"]
+
 
 def test_wrong_input_is_answered(tmp_path, demo):
     for flags, part in (

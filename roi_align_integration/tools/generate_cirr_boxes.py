@@ -1,6 +1,7 @@
 """Make box files: for the splits of a dataset in CIRR's layout, or for a plain folder of images."""
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -72,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, help="box file (default: roi_align_integration/data/cirr_boxes_<split>.json)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a box file that was made in another way")
+    parser.add_argument("--overwrite", action="store_true", help="make a box file again that is there")
     parser.add_argument("--confidence", type=float, default=0.25, help="YOLO: lowest score of an object")
     parser.add_argument(
         "--min-area", type=float, default=0.005, help="smallest area of a box, as a part of the image's"
@@ -145,12 +146,12 @@ def folder_images(folder: Path) -> dict[str, Path]:
 def make_box_file(title: str, images: dict[str, Path], output: Path, settings: BoxSettings, detector, args) -> None:
     """Make one box file; goes on where an interrupted run stopped. Prints a table."""
     made, start = output.with_name(output.name + ".made"), time.perf_counter()
-    recipe = json.dumps(settings.recipe() | {"images": len(images)}, sort_keys=True)
-    if output.is_file() and made.is_file() and made.read_text(encoding="utf-8") == recipe:
-        print(f"{output} is there, made in this way")
-        return
+    recipe = json.dumps(settings.recipe() | {"images": fingerprint(images)}, sort_keys=True)
     if output.is_file() and not args.overwrite:
-        raise InputError(f"{output} is there, but was not made in this way: --overwrite replaces it")
+        if made.is_file() and made.read_text(encoding="utf-8") == recipe:
+            print(f"{output} is there, made in this way of these images")
+            return
+        raise InputError(f"{output} is there, but not made in this way of these images: --overwrite replaces it")
     progress = output.with_name(output.name + ".progress")
     found = read_progress(progress, recipe)
     found = {name: entry for name, entry in found.items() if name in images}
@@ -171,6 +172,14 @@ def make_box_file(title: str, images: dict[str, Path], output: Path, settings: B
     write_atomically(made, recipe)
     progress.unlink()
     print_table(title, list(found.values()), output, time.perf_counter() - start, len(found) - resumed)
+
+
+def fingerprint(images: dict[str, Path]) -> str:
+    """SHA-256 of names and sizes: the same for a copy, another one for other images under the same names."""
+    digest = hashlib.sha256()
+    for name, path in images.items():
+        digest.update(f"{name}\n{path.stat().st_size if path.is_file() else 'missing'}\n".encode())
+    return digest.hexdigest()
 
 
 def read_progress(path: Path, recipe: str) -> dict[str, Found]:
