@@ -262,12 +262,15 @@ class FashionIQDataset(ImageDataset):
         if not root.is_dir():
             raise InputError(f"no folder {root}: give the folder that holds captions/ and images/ with --data-path")
         self.split = split
-        self.triplets = [entry for kind in dress_types for entry in _read_fashioniq_captions(root, kind, split)]
+        entries = {kind: _read_fashioniq_captions(root, kind, split) for kind in dress_types}
+        self.triplets = [entry for of_kind in entries.values() for entry in of_kind]
         named = dict.fromkeys(name for entry in self.triplets for name in _fashioniq_names(entry, split))
         if mode == "relative":
             names = list(named)
         else:
-            listed = dict.fromkeys(name for kind in dress_types for name in _read_fashioniq_list(root, kind, split))
+            listed = dict.fromkeys(
+                name for kind in entries for name in _read_fashioniq_list(root, kind, split, entries[kind])
+            )
             names = [name for name in listed if gallery == "split" or name in named]
         super().__init__(f"FashionIQ {split}", mode, root, _fashioniq_image_paths(root, names), preprocess, max_regions)
         if box_file is not None and (split, mode) == ("train", "relative"):
@@ -348,17 +351,28 @@ def _entry_problem(entry, split: str, known_names: dict[str, str]) -> str | None
     return None
 
 
-def _read_fashioniq_list(root: Path, kind: str, split: str) -> list[str]:
+def _read_fashioniq_list(root: Path, kind: str, split: str, entries: list[dict]) -> list[str]:
+    """The gallery of a type, in which every image of its captions' `entries` must be."""
     path = root / "image_splits" / f"split.{kind}.{split}.json"
     names = read_json(path, list, CURE)
     wrong = [name for name in names if not isinstance(name, str) or "/" in name]
     if wrong or not names:
         raise InputError(f"{path} should list names of images, and has {wrong[0]!r}" if wrong else f"{path} is empty")
+    known = set(names)
+    for index, entry in enumerate(entries):
+        for name in _fashioniq_names(entry, split):
+            if name not in known:
+                captions = _captions_path(root, kind, split)
+                raise InputError(f"{captions}: entry {index} names image {name!r}, which {path} does not list: {CURE}")
     return names
 
 
+def _captions_path(root: Path, kind: str, split: str) -> Path:
+    return root / "captions" / f"cap.{kind}.{split}.json"
+
+
 def _read_fashioniq_captions(root: Path, kind: str, split: str) -> list[dict]:
-    path = root / "captions" / f"cap.{kind}.{split}.json"
+    path = _captions_path(root, kind, split)
     entries = read_json(path, list, CURE)
     if not entries:
         raise InputError(f"{path} holds no caption: download it anew")

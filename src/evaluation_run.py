@@ -1,18 +1,24 @@
 """What the two evaluation scripts share: their flags, and the model that they evaluate."""
 
 import argparse
+import os
 from dataclasses import fields
 from pathlib import Path
 
 from lavis.common.errors import InputError
-from train_config import TrainConfig, find_preset
+from lavis.common.files import read_json
+from train_config import SETTINGS_FILE, TrainConfig, find_preset
 from utils import add_cache_flags
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
+# What a checkpoint was trained with, and is evaluated with where no flag says otherwise.
+OF_RUN = ("blip_model_name", "backbone", "transform", "target_ratio")
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Every flag but `--model-path` stores under the name of a field of `TrainConfig`, which holds its default."""
+    """Every flag but `--model-path` stores under the name of a field of `TrainConfig`, which holds its default; that of
+    `OF_RUN` is the checkpoint's run's, where its folder is there.
+    """
     model = parser.add_argument_group("model")
     model.add_argument("--model-path", type=Path, required=True, help="checkpoint (.pt) to evaluate")
     model.add_argument("--blip-model-name", help="registered name of the model")
@@ -29,17 +35,34 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     run.add_argument("--precision", choices=("auto", "fp16", "bf16", "fp32"), help="autocast; auto is bf16 on CUDA")
     run.add_argument("--memory-mib", type=float, help="bound on the ranking's temporary memory, in MiB")
-    names = {action.dest for action in parser._actions}
+    names = {action.dest for action in parser._actions} - set(OF_RUN)
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in names and name != "dataset"})
 
 
 def evaluation_config(arguments: dict, dataset: str = "CIRR") -> TrainConfig:
-    """The fields of `TrainConfig` among the arguments. Raises InputError for an unknown dataset or no checkpoint."""
+    """The fields of `TrainConfig` among the arguments, and of the checkpoint's run.
+
+    Raises InputError for an unknown dataset, no checkpoint, or several processes.
+    """
     find_preset(dataset)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("torchrun is for training: an evaluation is one process, started by python")
     if not arguments["model_path"].is_file():
         raise InputError(f"no checkpoint at {arguments['model_path']}: give the path of a .pt file as --model-path")
-    known = {name: value for name, value in arguments.items() if name in DEFAULTS and name != "dataset"}
-    return TrainConfig(dataset=dataset, **known)
+    given = {name: value for name, value in arguments.items() if name in DEFAULTS and name != "dataset"}
+    given = {name: value for name, value in given.items() if name not in OF_RUN or value is not None}
+    return TrainConfig(dataset=dataset, **settings_of_run(arguments["model_path"]) | given)
+
+
+def settings_of_run(model_path: Path) -> dict:
+    """`OF_RUN` as the run of a checkpoint in `<run>/saved_models` had them; {} for a checkpoint from elsewhere."""
+    path = model_path.absolute().parent.parent / SETTINGS_FILE
+    if not path.is_file():
+        return {}
+    saved = read_json(path, dict, "remove it, and give the flags of the run")
+    found = {name: saved[name] for name in OF_RUN if name in saved}
+    print("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
+    return found
 
 
 def memory_cure(config: TrainConfig) -> str:

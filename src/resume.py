@@ -4,14 +4,16 @@ from dataclasses import fields
 from pathlib import Path
 
 from lavis.common.errors import InputError
-from train_config import FREE_TO_CHANGE, STATE_FILE, TrainConfig
+from lavis.common.files import read_json
+from train_config import FREE_TO_CHANGE, SETTINGS_FILE, STATE_FILE, TrainConfig
 from training_state import read_state
 
 PATHS = ("data_path", "box_file", "output_folder")
 
 
 def find_run(resume: str, config: TrainConfig) -> Path | None:
-    """The folder of the run: `resume` itself, or for `auto` the one saved last; None where `auto` finds none.
+    """The folder of the run: `resume` itself, or for `auto` the one saved last of those with these settings; None where
+    `auto` finds none.
 
     Raises InputError where the folder holds no run.
     """
@@ -22,7 +24,24 @@ def find_run(resume: str, config: TrainConfig) -> Path | None:
         return folder
     pattern = f"clip_finetuned_on_{config.preset.tag}_{config.blip_model_name}_*/{STATE_FILE}"
     states = sorted(config.output_folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-    return states[-1].parent if states else None
+    alike = [path.parent for path in states if not _differences(path.parent, config)]
+    if states and not alike:
+        last = states[-1].parent
+        print(f"--resume auto: a new run begins; {last.name} differs in {', '.join(_differences(last, config))}")
+    return alike[-1] if alike else None
+
+
+def _differences(run_folder: Path, config: TrainConfig) -> list[str]:
+    """The flags in which a run differs from what is asked for, but for those that may; boxes and data of another path
+    are other ones here. The device stands in the file as it was chosen.
+    """
+    path = run_folder / SETTINGS_FILE
+    if not path.is_file():
+        return [f"{SETTINGS_FILE}, which is missing"]
+    saved, free = read_json(path, dict, "remove the folder"), {*FREE_TO_CHANGE, "device"} - {"box_file", "data_path"}
+    wanted = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
+    wanted = {name: str(value) if isinstance(value, Path) else value for name, value in wanted.items()}
+    return [f"--{name.replace('_', '-')}" for name, value in wanted.items() if not _same(name, value, saved.get(name))]
 
 
 def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
@@ -44,5 +63,5 @@ def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
 
 def _same(name: str, value, saved) -> bool:
     if name == "dataset":
-        return value.lower() == saved.lower()
+        return value.lower() == str(saved).lower()
     return value == saved

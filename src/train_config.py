@@ -78,8 +78,13 @@ REGION_WEIGHTS = {
 
 LAST_FILE = "tuned_clip_last.pt"
 STATE_FILE = "training_state.pt"
-# What may differ between a run and its continuation: how far it goes, where things lie, and what changes no number.
-FREE_TO_CHANGE = ("num_epochs", "data_path", "weights", "box_file", "output_folder", "num_workers", "save_every")
+SETTINGS_FILE = "training_hyperparameters.json"
+# What may differ between a run and its continuation: how far it goes, where things lie, and what changes no number
+# beyond its rounding.
+FREE_TO_CHANGE = (
+    "num_epochs", "data_path", "weights", "box_file", "output_folder", "num_workers", "save_every", "micro_batch",
+    "cache_device", "save_memory", "memory_mib",
+)  # fmt: skip
 
 
 def find_preset(dataset: str) -> Preset:

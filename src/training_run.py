@@ -26,7 +26,7 @@ from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
 from preprocess import build_preprocess
 from retrieval_task import Validation
-from train_config import LAST_FILE, TrainConfig
+from train_config import LAST_FILE, SETTINGS_FILE, TrainConfig
 from training_state import Best, read_state
 
 
@@ -145,7 +145,7 @@ def write_hyperparameters(config: TrainConfig, runtime: engine.Runtime, run_fold
     versions = {m.__name__: m.__version__ for m in (torch, timm, transformers)} | {"python": platform.python_version()}
     settings = asdict(config) | {"device": str(runtime.device), "dtype": str(runtime.dtype), "versions": versions}
     settings["processes"] = runtime.world.size
-    write_atomically(run_folder / "training_hyperparameters.json", json.dumps(settings, indent=2, default=str))
+    write_atomically(run_folder / SETTINGS_FILE, json.dumps(settings, indent=2, default=str))
 
 
 def final_table(best: Best, config: TrainConfig, run_folder: Path) -> str:

@@ -13,6 +13,7 @@ from make_demo_dataset import DemoSettings, make_demo_dataset
 import blip_fine_tune_2
 import blip_validate
 import cirr_test_submission
+from evaluation_run import evaluation_config
 from lavis.common.errors import InputError
 from submission import read_submission
 
@@ -98,6 +99,32 @@ def test_flags_reach_the_run(demo, small_yaml, tmp_path, capsys):
     assert "no image-text matching loss" in capsys.readouterr().out
     settings = json.loads((folder / "training_hyperparameters.json").read_text())
     assert (settings["max_triplets"], settings["transform"], settings["loss_rtc"]) == (16, "squarepad", 0)
+
+
+def test_an_evaluation_has_the_settings_of_the_run(tmp_path, capsys):
+    checkpoint = tmp_path / "run" / "saved_models" / "best.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+
+    def config(*more):
+        arguments = blip_validate.build_parser().parse_args(
+            ["--dataset", "CIRR", "--model-path", str(checkpoint), *more]
+        )
+        return evaluation_config(vars(arguments))
+
+    assert (config().backbone, config().transform, config().target_ratio) == ("pretrain", "targetpad", 1.25)
+    trained = {"backbone": "pretrain_vitL", "transform": "squarepad", "target_ratio": 1.5, "seed": 3}
+    (tmp_path / "run" / "training_hyperparameters.json").write_text(json.dumps(trained))
+    found = config("--target-ratio", "2")
+    assert (found.backbone, found.transform, found.target_ratio, found.seed) == ("pretrain_vitL", "squarepad", 2, 0)
+    assert "settings of the run: backbone pretrain_vitL, transform squarepad" in capsys.readouterr().out
+
+
+def test_an_evaluation_is_one_process(tmp_path, monkeypatch):
+    (tmp_path / "best.pt").touch()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="one process, started by python"):
+        blip_validate.main(["--dataset", "CIRR", "--model-path", str(tmp_path / "best.pt")])
 
 
 def test_missing_images_stop_before_the_model_is_built(demo_copy, small_yaml, tmp_path):

@@ -126,6 +126,19 @@ def test_wrong_files_are_named(made, tmp_path, file, content, message):
     assert str(root / file) in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["candidate", "target"])
+@pytest.mark.parametrize("gallery", ["split", "captions"])
+def test_an_image_that_no_list_has_is_named(made, tmp_path, key, gallery):
+    root = shutil.copytree(made, tmp_path / "copy")
+    path = root / "captions" / "cap.shirt.val.json"
+    entries = json.loads(path.read_text())
+    entries[3][key] = "shirt99"
+    write_json(path, entries)
+    message = r"cap\.shirt\.val\.json: entry 3 names image 'shirt99', which .*split\.shirt\.val\.json does not list"
+    with pytest.raises(InputError, match=message):
+        open_val(root, "shirt", "classic", gallery)
+
+
 def test_wrong_arguments_are_answered(made, tmp_path):
     for split, kinds, mode in (("dev", ["dress"], "classic"), ("val", ["hat"], "classic"), ("val", [], "classic"),
                                ("val", ["dress"], "both")):  # fmt: skip

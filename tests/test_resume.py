@@ -3,20 +3,25 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import blip_fine_tune_2
+from engine import choose_runtime
 from lavis.common import files
 from lavis.common.errors import InputError
+from resume import find_run
 from stop_signals import Stopped, StopSignals, leave_signals_to_parent
 from train_config import STATE_FILE, TrainConfig, save_interval
+from training_run import write_hyperparameters
 from training_state import random_state, read_state, set_random_state
 
 SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
@@ -320,21 +325,36 @@ def test_changed_flags_are_named(whole, demo, small_yaml, tmp_path):
     assert (config.num_epochs, config.num_workers, config.batch_size, resumed) == (9, 3, 8, whole)
 
 
-def test_auto_takes_the_run_saved_last_or_starts_anew(demo, small_yaml, tmp_path):
+def test_auto_takes_the_last_run_with_these_settings_or_starts_anew(demo, small_yaml, tmp_path, capsys):
     first = [*flags(demo, small_yaml, tmp_path), "--resume", "auto"]
-    assert blip_fine_tune_2.parse_config(first)[1] is None
-    for name, age in (("old", 100), ("new", 1)):
+    config, resumed = blip_fine_tune_2.parse_config(first)
+    assert resumed is None
+    other = replace(config, seed=1, batch_size=4)
+    for name, age, settings in (("old", 100, config), ("new", 50, config), ("other", 1, other)):
         folder = tmp_path / f"clip_finetuned_on_cirr_blip2_cir_align_prompt_{name}"
         folder.mkdir()
-        torch.save({"config": {}}, folder / STATE_FILE)
+        (folder / STATE_FILE).touch()
+        write_hyperparameters(settings, choose_runtime("cpu"), folder)
         os.utime(folder / STATE_FILE, (time.time() - age,) * 2)
-    with pytest.raises(InputError, match="prompt_new was made by another version"):
-        blip_fine_tune_2.parse_config(first)
+    assert find_run("auto", config).name.endswith("_new")
+    assert find_run("auto", replace(config, num_epochs=9, num_workers=3)).name.endswith("_new")
+    assert find_run("auto", other).name.endswith("_other")
+    assert capsys.readouterr().out == ""
+    boxes = replace(config, use_region_loss=True, box_file=Path("boxes.json"))
+    assert find_run("auto", boxes) is None
+    said = capsys.readouterr().out
+    assert "a new run begins" in said
+    assert "differs in --box-file, --batch-size, --use-region-loss" in said
+
+
+def test_a_run_of_another_version_is_refused(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    torch.save({"config": {}}, copy / STATE_FILE)
+    with pytest.raises(InputError, match="copy was made by another version"):
+        blip_fine_tune_2.parse_config(["--dataset", "CIRR", "--resume", str(copy)])
 
 
 def test_another_vit_and_a_damaged_state_are_refused(whole, tmp_path):
-    import shutil
-
     copy = shutil.copytree(whole, tmp_path / "copy")
     state = read_state(copy)
     torch.save(state | {"frozen": "another"}, copy / STATE_FILE)

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 import yaml
+from convert_weights import main as convert
 from safetensors.torch import save_file
 from upstream_reference import build_model, reference_config
 
@@ -217,6 +218,18 @@ def test_a_region_proj_of_the_models_own_shape_is_loaded(reference, tmp_path):
         "region_token_proj.bias",
     ]
     assert torch.equal(model.region_proj.weight, fitting["region_proj.weight"])
+
+
+@pytest.mark.parametrize("with_regions", [True, False])
+@pytest.mark.parametrize("format_name", ["sprc", "safetensors"])
+def test_a_conversion_keeps_the_region_parameters_that_a_file_has(small_yaml, tmp_path, format_name, with_regions):
+    model = load_model("blip2_cir_align_prompt", small_yaml, use_region_loss=with_regions)
+    save_model(model, 3, tmp_path / "in.pt")
+    convert([str(tmp_path / "in.pt"), str(tmp_path / "out"), "--backbone", small_yaml, "--format", format_name])
+    before, after = (read_weights(tmp_path / name).state for name in ("in.pt", "out"))
+    assert ("region_proj.weight" in after) == with_regions
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_berts_own_vocabulary_gets_a_row_for_dec(reference, backbone, tmp_path, capsys):

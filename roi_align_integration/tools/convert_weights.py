@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("sprc", "safetensors", "hub"),
         default="sprc",
         help="sprc: upstream's .pt; safetensors: upstream's names; hub: transformers' Blip2ForImageTextRetrieval,"
-        " without prompt_tokens and temp, which it has no place for",
+        " without prompt_tokens, temp and the region parameters, which it has no place for",
     )
     parser.add_argument("--drop-region-proj", action="store_true", help="leave out a region_proj of another shape")
     return parser
@@ -34,10 +34,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.exists():
         raise InputError(f"{args.output} exists: remove it, or give another name")
     from lavis.models import load_model  # heavy: torch
+    from lavis.models.checkpoint import holds_regions
 
     model = load_model(
         "blip2_cir_align_prompt", args.backbone, weights=args.input, drop_region_proj=args.drop_region_proj
     )
+    # What is saved of a model that uses no regions are upstream's names alone.
+    model.use_region_loss = not args.drop_region_proj and holds_regions(args.input)
     {"sprc": write_sprc, "safetensors": write_safetensors, "hub": write_hub}[args.format](model, args.output)
     print(f"written: {args.output}")
 

@@ -302,6 +302,11 @@ def save_model(model: nn.Module, epoch: int, path: Path) -> None:
         torch.save({"epoch": epoch, type(model).__name__: state_to_save(model)}, file)
 
 
+def holds_regions(path: str | Path) -> bool:
+    """Whether a weight file has the region parameters of this fork."""
+    return any(_matches(name, FORK_ADDS) for name in read_weights(Path(path)).state)
+
+
 def state_to_save(model: nn.Module) -> State:
     """The state dict; without the region parameters where the model does not use them: upstream's names alone."""
     unused = () if model.use_region_loss else FORK_ADDS
