@@ -335,7 +335,8 @@ def test_a_full_run_takes_the_defaults(project):
     assert answer.returncode == 0, answer.stderr
     (call,) = training_calls(project)
     boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
-    assert call.endswith(f"--use-region-loss --box-file {boxes} --data-path {project}/cirr_dataset --save-training")
+    flags = f"--data-path {project}/cirr_dataset --save-training --resume auto"  # what was interrupted goes on
+    assert call.endswith(f"--use-region-loss --box-file {boxes} {flags}")
     assert calls(project, "get_weights.py --no-download") == 0
 
 

@@ -20,7 +20,7 @@ usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | sal
   --test     a short run. With CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100 triplets,
              2 epochs. Without them: a generated demo dataset and the model `tiny`, on whatever device there is.
   --full     the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights
-             that are not on this machine are downloaded.
+             that are not on this machine are downloaded. Goes on where it was interrupted.
   --compare  with --full: instead of one training, several without regions, with them, and with boxes that belong to
              other images, over three seeds; and a table of what the regions gain. Goes on where it was interrupted.
              The frozen features are kept in roi_align_integration/data/compare_cirr (14 GB).
@@ -133,7 +133,7 @@ run_full() {
     return
   fi
   step "train and validate on CIRR"
-  train --data-path "$CIRR" --save-training
+  train --data-path "$CIRR" --save-training --resume auto
 }
 
 main() {
