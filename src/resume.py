@@ -6,9 +6,10 @@ from pathlib import Path
 from lavis.common.errors import InputError
 from lavis.common.files import read_json
 from train_config import FREE_TO_CHANGE, SETTINGS_FILE, STATE_FILE, TrainConfig
-from training_state import read_state
+from training_state import box_fingerprint, read_state
 
-PATHS = ("data_path", "box_file", "output_folder")
+PLACES = ("data_path", "box_file")
+PATHS = (*PLACES, "output_folder")
 
 
 def find_run(resume: str, config: TrainConfig) -> Path | None:
@@ -32,36 +33,45 @@ def find_run(resume: str, config: TrainConfig) -> Path | None:
 
 
 def _differences(run_folder: Path, config: TrainConfig) -> list[str]:
-    """The flags in which a run differs from what is asked for, but for those that may; boxes and data of another path
-    are other ones here. The device stands in the file as it was chosen.
+    """What of a run differs from what is asked for, but for the flags that may; data and boxes in another place are
+    other ones here.
     """
     path = run_folder / SETTINGS_FILE
     if not path.is_file():
         return [f"{SETTINGS_FILE}, which is missing"]
-    saved, free = read_json(path, dict, "remove the folder"), {*FREE_TO_CHANGE, "device"} - {"box_file", "data_path"}
+    saved, free = read_json(path, dict, "remove the folder"), {*FREE_TO_CHANGE} - {*PLACES}
     wanted = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
-    wanted = {name: str(value) if isinstance(value, Path) else value for name, value in wanted.items()}
-    return [f"--{name.replace('_', '-')}" for name, value in wanted.items() if not _same(name, value, saved.get(name))]
+    flags = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if not _same(name, value, saved.get(name))]
+    return flags + ["the boxes in the file"] * (saved.get("boxes") != box_fingerprint(config.box_file))
 
 
 def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
     """The settings of a run, with those of `given` that may change.
 
-    Raises InputError that names every other flag of `given` whose value is not the run's.
+    Raises InputError that names every other flag of `given` whose value is not the run's, or for other boxes.
     """
-    saved = read_state(run_folder)["config"]
+    state = read_state(run_folder)
+    saved = state["config"]
     saved |= {name: Path(saved[name]) for name in PATHS if saved.get(name) is not None}
     known = {field.name for field in fields(TrainConfig)}
-    if set(saved) != known:
+    if set(saved) != known or "boxes" not in state:
         raise InputError(f"{run_folder} was made by another version of this project: it cannot go on here")
     changed = [name for name in given if name not in FREE_TO_CHANGE and not _same(name, given[name], saved[name])]
     if changed:
         flags = ", ".join(f"--{name.replace('_', '-')} {given[name]} (the run: {saved[name]})" for name in changed)
         raise InputError(f"--resume {run_folder}: {flags}: leave out what differs, or start another run")
-    return TrainConfig(**saved | {name: value for name, value in given.items() if name in FREE_TO_CHANGE})
+    config = TrainConfig(**saved | {name: value for name, value in given.items() if name in FREE_TO_CHANGE})
+    if box_fingerprint(config.box_file) not in (None, state["boxes"]):  # a file that is not there is named later
+        raise InputError(
+            f"--resume {run_folder}: {config.box_file} holds other boxes than that run was trained with: give its file"
+            " by --box-file, or start another run"
+        )
+    return config
 
 
 def _same(name: str, value, saved) -> bool:
     if name == "dataset":
         return value.lower() == str(saved).lower()
+    if name in PLACES and None not in (value, saved):
+        return Path(value).resolve() == Path(saved).resolve()
     return value == saved

@@ -27,7 +27,7 @@ from lavis.models.model_config import load_config
 from preprocess import build_preprocess
 from retrieval_task import Validation
 from train_config import LAST_FILE, SETTINGS_FILE, TrainConfig
-from training_state import Best, read_state
+from training_state import Best, box_fingerprint, read_state
 
 
 def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
@@ -143,8 +143,8 @@ def make_run_folder(config: TrainConfig) -> Path:
 
 def write_hyperparameters(config: TrainConfig, runtime: engine.Runtime, run_folder: Path) -> None:
     versions = {m.__name__: m.__version__ for m in (torch, timm, transformers)} | {"python": platform.python_version()}
-    settings = asdict(config) | {"device": str(runtime.device), "dtype": str(runtime.dtype), "versions": versions}
-    settings["processes"] = runtime.world.size
+    settings = asdict(config) | {"ran_on": str(runtime.device), "dtype": str(runtime.dtype), "versions": versions}
+    settings |= {"processes": runtime.world.size, "boxes": box_fingerprint(config.box_file)}
     write_atomically(run_folder / SETTINGS_FILE, json.dumps(settings, indent=2, default=str))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,7 @@ def save_state(
     state = {
         "config": {name: _plain(value) for name, value in asdict(config).items()},
         "frozen": frozen_fingerprint(model),
+        "boxes": box_fingerprint(config.box_file),
         "model": {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)},
         "optimization": optimization.state_dict(),
         "random": random_states,
@@ -155,6 +157,12 @@ def frozen_fingerprint(model: nn.Module) -> str:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+@cache
+def box_fingerprint(path: Path | None) -> str | None:
+    """SHA-256 of a box file as this process has first seen it; None without one."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 
 def random_state(device: torch.device) -> dict:

@@ -22,7 +22,7 @@ from resume import find_run
 from stop_signals import Stopped, StopSignals, leave_signals_to_parent
 from train_config import STATE_FILE, TrainConfig, save_interval
 from training_run import write_hyperparameters
-from training_state import random_state, read_state, set_random_state
+from training_state import box_fingerprint, random_state, read_state, set_random_state
 
 SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
 COMPARED = ("train_metrics.csv", "validation_metrics.csv", "saved_models/tuned_clip_last.pt",
@@ -345,6 +345,21 @@ def test_auto_takes_the_last_run_with_these_settings_or_starts_anew(demo, small_
     said = capsys.readouterr().out
     assert "a new run begins" in said
     assert "differs in --box-file, --batch-size, --use-region-loss" in said
+
+
+def test_a_box_file_that_was_made_again_is_not_gone_on_with(demo, small_yaml, tmp_path, capsys):
+    boxes = Path(shutil.copy(demo / "boxes" / "cirr_boxes_train.json", tmp_path / "boxes.json"))
+    words = flags(demo, small_yaml, tmp_path / "runs", "--use-region-loss", "--box-file", boxes, "--resume", "auto")
+    blip_fine_tune_2.main(words)
+    folder = run_folder(tmp_path / "runs")
+    assert blip_fine_tune_2.parse_config(words)[1] == folder
+    box_fingerprint.cache_clear()  # as in another process
+    boxes.write_text(boxes.read_text().replace("[[", "[[0.1, 0.1, 0.9, 0.9], [", 1))
+    capsys.readouterr()
+    assert blip_fine_tune_2.parse_config(words)[1] is None
+    assert "differs in the boxes in the file" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"boxes\.json holds other boxes than that run was trained with"):
+        blip_fine_tune_2.parse_config(["--dataset", "CIRR", "--resume", str(folder)])
 
 
 def test_a_run_of_another_version_is_refused(whole, tmp_path):

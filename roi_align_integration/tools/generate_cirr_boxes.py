@@ -151,7 +151,10 @@ def make_box_file(title: str, images: dict[str, Path], output: Path, settings: B
         if made.is_file() and made.read_text(encoding="utf-8") == recipe:
             print(f"{output} is there, made in this way of these images")
             return
-        raise InputError(f"{output} is there, but not made in this way of these images: --overwrite replaces it")
+        raise InputError(
+            f"{output} is there, but not made in this way of these images: --overwrite replaces"
+            " it, --output names another"
+        )
     progress = output.with_name(output.name + ".progress")
     found = read_progress(progress, recipe)
     found = {name: entry for name, entry in found.items() if name in images}

@@ -45,8 +45,8 @@ def load_model(
         model = model_class(config, tokenizer)
     if torch.device(device).type == "cuda":
         model.use_half_precision_vit()
-    if files is not None:
-        print(f"weights: {load_checkpoint(model, files.main, files.vision, drop_region_proj)}", flush=True)
+    report = "random" if files is None else load_checkpoint(model, files.main, files.vision, drop_region_proj)
+    print(f"weights: {report}", flush=True)
     model.use_region_loss, model.region_objective = use_region_loss, region_objective
     return model.to(device).train(not is_eval)
 
