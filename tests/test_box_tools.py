@@ -57,12 +57,12 @@ def test_saliency_on_photographs(shared, tmp_path):
 def test_saliency_is_quick_at_cirrs_size():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (375, 500, 3), dtype=np.uint8))
     image.paste(COLOURS["red"], (100, 100, 220, 260))
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(10):
         found = saliency_boxes(image)
-    rate = 10 / (time.perf_counter() - start)
-    print(f"{rate:.0f} images a second")
-    assert rate > 10  # one core of a busy machine; the documents report the tool's own figure
+    rate = 10 / (time.process_time() - start)
+    print(f"{rate:.0f} images a second of CPU time")
+    assert rate > 10
     assert iou(found[0].box, (0.2, 100 / 375, 0.44, 260 / 375)) > 0.8
 
 

@@ -255,19 +255,22 @@ def test_a_signal_to_the_whole_group_saves_as_well(demo, small_yaml, tmp_path, n
 
 
 def test_a_worker_ends_with_its_parents_signal_alone():
-    worker = multiprocessing.get_context("fork").Process(target=_wait_as_worker)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_wait_as_worker, args=(ready,))
     worker.start()
-    time.sleep(0.3)
+    assert ready.wait(30)
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process
     worker.join(0.3)
     assert worker.is_alive()
     worker.terminate()
-    worker.join(5)
+    worker.join(30)
     assert worker.exitcode == 0
 
 
-def _wait_as_worker() -> None:
+def _wait_as_worker(ready) -> None:
     leave_signals_to_parent(0)
+    ready.set()
     time.sleep(60)
 
 
