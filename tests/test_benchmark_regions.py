@@ -184,8 +184,10 @@ def test_the_table_and_its_words():
 def test_the_table_of_longer_runs():
     rows = [row(seed=seed, recall=30.0 + seed) for seed in (0, 1, 2)]
     rows += [row(seed=seed, recall=30.5 + seed, stage="longer", steps=150, step=150) for seed in (0, 1)]
+    rows += [row(seed=seed, recall=32.5 + seed, stage="longer", steps=150, step=100) for seed in (0, 1)]
     assert longer_table(rows).splitlines()[2:] == [
-        "| `none` | 2 | 150 over 100 | +0.50 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 |"
+        "| `none` | 2 | step 150 over 100 | -2.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 |",
+        "| `none` | 2 | runs of 150 over runs of 100 | +0.50 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 |",
     ]
     assert len(longer_table(rows[:3]).splitlines()) == 2
 

@@ -113,8 +113,10 @@ def test_the_benchmark_tables_are_those_of_their_rows():
     if reported:
         assert markdown(reported) in summary
         assert against(reported, WINNER, CONTROLS) in summary
-    if any(row.stage == "longer" for row in rows):
+    longer = [row for row in rows if row.stage == "longer"]
+    if longer:
         assert longer_table(rows) in summary
+        assert markdown(longer) in summary
 
 
 @pytest.fixture(scope="module")

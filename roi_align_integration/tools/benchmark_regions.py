@@ -294,11 +294,11 @@ def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> N
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """The tables and the plot of one stage's rows, on the screen and in files; of --tune and --longer a table alone."""
+    """The tables and the plot of one stage's rows, on the screen and in files; of --tune and --longer tables alone."""
     everything = read_rows(args.csv)
     rows = [row for row in everything if row.stage == args.stage]
     if args.stage == "longer":
-        return print(f"{longer_table(everything)}\n\nrows {args.csv}")
+        return print(f"{longer_table(everything)}\n\n{markdown(rows)}\n\nrows {args.csv}")
     if args.stage == "tune":
         return print(f"{trials_table(rows)}\n\n{legend(rows)}\nrows {args.csv}")
     text = f"{markdown(rows)}\n\n{against(rows, WINNER, CONTROLS)}\n\n{legend(rows)}\n"
@@ -354,7 +354,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     if (args.data_path is None) != (args.box_file is None):
         raise InputError("give --data-path and --box-file together, or neither for generated scenes")
     quick = args.stage == "quick"
-    few = ["none", WINNER, "permuted"] if quick else ["none"] if args.stage == "longer" else list(ARMS)
+    few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(ARMS)
     args.arms = args.arms or few
     args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
     epochs = EPOCHS[args.stage] if args.data_path is None else TrainConfig("CIRR").num_epochs

@@ -174,15 +174,23 @@ def against(rows: list[Row], arm: str, controls: list[str]) -> str:
 
 
 def longer_table(rows: list[Row]) -> str:
-    """Whether the baseline had converged: what half as many steps more change, on the seeds that were run for both."""
+    """Whether an arm had converged: the longer runs' last recall over their own at the step at which the usual runs
+    end, and over that of the usual runs, whose schedule is shorter: other runs, with the chance of runs between them.
+    """
     usual, longer = (final_rows([r for r in rows if r.stage == stage]) for stage in ("report", "longer"))
     lines = []
     for arm in (name for name in ARMS if name in longer and name in usual):
-        shared = longer[arm].keys() & usual[arm].keys()
-        cells = _differences(longer[arm], usual[arm])
-        steps = [next(iter(finals[arm].values())).steps for finals in (longer, usual)]
-        lines.append([f"`{arm}`", str(len(shared)), f"{steps[0]} over {steps[1]}", *cells])
-    return _table(["arm", "seeds", "steps", *(f"Δ {name}" for name in METRICS.values())], lines)
+        more, fewer = (next(iter(finals[arm].values())).steps for finals in (longer, usual))
+        within = {
+            r.seed: r for r in rows if (r.stage, r.arm, r.step) == ("longer", arm, fewer) and r.seed in longer[arm]
+        }
+        for words, others in (
+            (f"step {more} over {fewer}", within),
+            (f"runs of {more} over runs of {fewer}", usual[arm]),
+        ):
+            shared = longer[arm].keys() & others.keys()
+            lines.append([f"`{arm}`", str(len(shared)), words, *_differences(longer[arm], others)])
+    return _table(["arm", "seeds", "compared", *(f"Δ {name}" for name in METRICS.values())], lines)
 
 
 def trials_table(rows: list[Row]) -> str:
