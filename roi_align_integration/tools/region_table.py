@@ -213,7 +213,7 @@ def plot(rows: list[Row], path: Path) -> None:
     """Mean R@1 against steps for every arm, over the seeds that all of them have."""
     from matplotlib.figure import Figure  # not among what a training needs
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.add_subplot()
     finals = final_rows(rows)
     shared = set.intersection(*(set(of_arm) for of_arm in finals.values()))
@@ -223,5 +223,5 @@ def plot(rows: list[Row], path: Path) -> None:
         axes.plot(steps, means, style, label=ARMS[arm].title, color=f"C{number % 10}" if number else "black")
     axes.set(xlabel="training steps", ylabel=f"recall@1 on validation, % (mean of {len(shared)} seeds)", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
