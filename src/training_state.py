@@ -73,7 +73,7 @@ def save_state(
 ) -> None:
     """Write `STATE_FILE`; the one before it stays until this one is whole on the disk. Every rank has a part in it."""
     sums = {name: float(total) for name, total in progress.meter.sums.items()}
-    sums, random_states = world.collect(sums), world.collect(random_state(device_of(model)))
+    sums, random_states = world.collect(sums), world.collect(random_state(model.device))
     if not world.is_main:
         return
     state = {
@@ -132,7 +132,7 @@ def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world
             (run_folder / name).unlink(missing_ok=True)
         else:
             write_atomically(run_folder / name, text)
-    set_random_state(state["random"][world.rank], device_of(model))
+    set_random_state(state["random"][world.rank], model.device)
     meter = LossMeter(state["sums"][world.rank], state["count"])
     return Progress(Best(**state["best"]), state["epoch"], state["step"], meter)
 
@@ -153,10 +153,6 @@ def frozen_fingerprint(model: nn.Module) -> str:
             part = flat[first : first + min(stride, PART_LENGTH)].cpu().contiguous()
             digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 @cache

@@ -232,6 +232,17 @@ def test_a_conversion_keeps_the_region_parameters_that_a_file_has(small_yaml, tm
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+@pytest.mark.parametrize("backbone_of", ["a folder of LAVIS's files", "random"])
+def test_a_conversion_takes_whatever_a_training_takes(reference, backbone, tmp_path, backbone_of):
+    source = "random"
+    if backbone_of != "random":
+        (tmp_path / "published").mkdir()
+        write_lavis(reference, tmp_path / "published")
+        source = str(tmp_path / "published")
+    convert([source, str(tmp_path / "out.pt"), "--backbone", backbone])
+    assert not any(name.startswith("region_") for name in read_weights(tmp_path / "out.pt").state)
+
+
 def test_berts_own_vocabulary_gets_a_row_for_dec(reference, backbone, tmp_path, capsys):
     shorter = dict(reference.weights)
     shorter[WORD_EMBEDDINGS] = shorter[WORD_EMBEDDINGS][:-1]

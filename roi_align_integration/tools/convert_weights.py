@@ -34,13 +34,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.exists():
         raise InputError(f"{args.output} exists: remove it, or give another name")
     from lavis.models import load_model  # heavy: torch
-    from lavis.models.checkpoint import holds_regions
 
     model = load_model(
         "blip2_cir_align_prompt", args.backbone, weights=args.input, drop_region_proj=args.drop_region_proj
     )
     # What is saved of a model that uses no regions are upstream's names alone.
-    model.use_region_loss = not args.drop_region_proj and holds_regions(args.input)
+    model.use_region_loss = not args.drop_region_proj and model.load_report is not None and model.load_report.regions
     {"sprc": write_sprc, "safetensors": write_safetensors, "hub": write_hub}[args.format](model, args.output)
     print(f"written: {args.output}")
 

@@ -24,7 +24,7 @@ def load_model(
     use_region_loss: bool = False,
     region_objective: str = "tokens",
 ) -> nn.Module:
-    """A model with its weights on `device`; what was loaded is printed.
+    """A model with its weights on `device`; what was loaded is printed, and kept as `load_report`.
 
     Args:
         name: registered name, `blip2_cir_align_prompt`.
@@ -45,8 +45,9 @@ def load_model(
         model = model_class(config, tokenizer)
     if torch.device(device).type == "cuda":
         model.use_half_precision_vit()
-    report = "random" if files is None else load_checkpoint(model, files.main, files.vision, drop_region_proj)
-    print(f"weights: {report}", flush=True)
+    report = None if files is None else load_checkpoint(model, files.main, files.vision, drop_region_proj)
+    print(f"weights: {report or 'random'}", flush=True)
+    model.load_report = report
     model.use_region_loss, model.region_objective = use_region_loss, region_objective
     return model.to(device).train(not is_eval)
 

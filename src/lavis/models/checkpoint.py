@@ -68,12 +68,15 @@ class Weights:
 
 @dataclass
 class LoadReport:
-    """What was loaded. `fresh`: names that the file does not hold and that keep their initial values."""
+    """What was loaded. `fresh`: names that the file does not hold and that keep their initial values; `regions`:
+    whether it holds region parameters of this fork.
+    """
 
     title: str
     epoch: int
     fresh: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    regions: bool = False
 
     def __str__(self) -> str:
         names = [name for name in self.fresh if not _matches(name, FORK_ADDS)]
@@ -198,7 +201,8 @@ def load_checkpoint(
     state |= {name: value for name, value in model.initial_values().items() if name in fresh}
     model.load_state_dict({n: v.to(expected[n].dtype) for n, v in state.items()}, assign=on_meta(model))
     restore_buffers(model)
-    return LoadReport(" and ".join(titles), weights.epoch, fresh, notes)
+    regions = any(_matches(name, FORK_ADDS) for name in expected.keys() - set(fresh))
+    return LoadReport(" and ".join(titles), weights.epoch, fresh, notes, regions)
 
 
 def _used(weights: Weights, model: nn.Module) -> State:
@@ -300,11 +304,6 @@ def save_model(model: nn.Module, epoch: int, path: Path) -> None:
     """Write `{"epoch", class name: state to save}` to `path`; a file there is replaced only once all is written."""
     with atomic_writer(path) as file:
         torch.save({"epoch": epoch, type(model).__name__: state_to_save(model)}, file)
-
-
-def holds_regions(path: str | Path) -> bool:
-    """Whether a weight file has the region parameters of this fork."""
-    return any(_matches(name, FORK_ADDS) for name in read_weights(Path(path)).state)
 
 
 def state_to_save(model: nn.Module) -> State:
