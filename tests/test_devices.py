@@ -63,7 +63,7 @@ def test_a_step_mixes_no_devices_and_the_host_never_waits(model, objective, cach
 
 def test_a_blocking_copy_is_seen(model):
     with NoBlockingCopy(), pytest.raises(AssertionError, match="which waits"):
-        torch.zeros(3, device="cuda").new_tensor([1.0, 2.0])
+        torch.ones(2).to("cuda")
 
 
 def test_pairs_are_matched_on_the_host(model):
