@@ -73,6 +73,7 @@ choose_method() {
     METHOD=saliency
     if "$PYTHON" "$HERE/yolo_boxes.py" >/dev/null 2>&1; then METHOD=hybrid; fi
     echo "boxes by $METHOD"
+    [[ "$METHOD" == hybrid ]] || echo "(a detector's boxes hold objects more often: --method yolo, or hybrid)"
   elif [[ "$METHOD" != saliency ]]; then
     need_package ultralytics "--method $METHOD" " (AGPL-3.0)"
   fi

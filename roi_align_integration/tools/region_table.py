@@ -219,8 +219,10 @@ def plot(rows: list[Row], path: Path) -> None:
     shared = set.intersection(*(set(of_arm) for of_arm in finals.values()))
     for number, arm in enumerate(arm for arm in ARMS if arm in finals):
         steps, means = mean_curve([row for row in rows if row.seed in shared], arm, "recall_at1")
-        style = "--" if ARMS[arm].make_boxes else ":" if ARMS[arm].objective is None and arm != BASELINE else "-"
-        axes.plot(steps, means, style, label=ARMS[arm].title, color=f"C{number % 10}" if number else "black")
+        objective = ARMS[arm].objective
+        style = "-" if arm in (BASELINE, objective) else ":" if objective is None else "--"  # --: a variant of it
+        label = ARMS[arm].title.replace("`", "")  # Markdown's, in the tables
+        axes.plot(steps, means, style, label=label, color=f"C{number % 10}" if number else "black")
     axes.set(xlabel="training steps", ylabel=f"recall@1 on validation, % (mean of {len(shared)} seeds)", ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
