@@ -85,7 +85,7 @@ def _add_training_flags(group) -> None:
     group.add_argument(
         "--precision",
         choices=("auto", "fp16", "bf16", "fp32"),
-        help="autocast; auto is bf16 on CUDA, or fp16 where it has no bf16, and fp32 on the CPU",
+        help="autocast; auto is bf16 on CUDA, or fp16 where it has no bf16, and fp32 on the CPU and in validation",
     )
 
 

@@ -37,21 +37,26 @@ STEPS_PER_REPORT = 20
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how numbers are computed: a device, the type that autocast uses (float32 switches it off), and the
-    processes that compute together.
+    """Where and how numbers are computed: a device, the types that autocast uses in training and in evaluation (float32
+    switches it off), and the processes that compute together.
     """
 
     device: torch.device
     dtype: torch.dtype
+    scoring: torch.dtype = torch.float32
     world: World = ALONE
 
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+    def autocast(self, dtype: torch.dtype | None = None) -> AbstractContextManager:
+        """Autocast to `dtype`, or the type of training."""
+        dtype = dtype or self.dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """`auto` takes CUDA where there is one, the device of this process's own under `torchrun`; and there bf16, or fp16
-    on a device that does not compute in it. Raises InputError for what this machine cannot do.
+    on a device that does not compute in it, to train, and as upstream fp32 to evaluate (but for the ViT).
+
+    Raises InputError for what this machine cannot do.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
@@ -62,12 +67,13 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         chosen = torch.device("cuda", local_rank())
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {chosen}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    scoring = "fp32" if precision == "auto" else precision
     precision = best_precision(chosen) if precision == "auto" else precision
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
     if chosen.type == "cpu" and precision != "fp32":
         raise InputError(f"--precision {precision} needs a CUDA device; on the CPU use fp32")
-    return Runtime(chosen, PRECISIONS[precision])
+    return Runtime(chosen, PRECISIONS[precision], PRECISIONS[scoring])
 
 
 def best_precision(device: torch.device) -> str:
@@ -148,6 +154,7 @@ class Optimization:
             **config.schedule(),
         )
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype is torch.float16)
+        self.precision = next(name for name, dtype in PRECISIONS.items() if dtype is runtime.dtype)
 
     @property
     def learning_rate(self) -> float:
@@ -162,13 +169,23 @@ class Optimization:
         return self.scheduler.last_epoch - done
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
+        parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
+        return parts | {"precision": self.precision}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what `state_dict` gave; the schedule keeps its own length, which more epochs may have changed."""
+        """Take over what `state_dict` gave; the schedule keeps its own length, which more epochs may have changed.
+
+        Raises InputError where that was in another precision, as `auto` can be on another GPU.
+        """
+        if state["precision"] != self.precision:
+            raise InputError(
+                f"the run computes in {state['precision']}, and here --precision is {self.precision}: go on with"
+                f" --precision {state['precision']}, on a device that has it"
+            )
         planned = {name: self.scheduler.state_dict()[name] for name in ("total_steps", "_schedule_phases")}
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part | planned if name == "scheduler" else part)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"] | planned)
+        self.scaler.load_state_dict(state["scaler"])
 
     def step(self) -> None:
         """One step; the gradients are given back at its end, so that the next forward pass has their memory."""
@@ -234,19 +251,20 @@ def score_queries(model: nn.Module, task: RetrievalTask, config: TrainConfig, ru
     tokens is ever kept. Every rank encodes its share of the gallery.
     """
     model.eval()
+    at_once = min(config.batch_size, config.micro_batch or config.batch_size)
     rank, size = runtime.world.rank, runtime.world.size
     queries_of = defaultdict(list)
     for query, name in enumerate(task.reference_names):
         queries_of[name].append(query)
     keep_on = torch.device("cpu") if config.save_memory else runtime.device
     share = Subset(task.gallery, range(rank, len(task.gallery), size))
-    loader = make_loader(share, config.batch_size, config.num_workers, runtime.device)
+    loader = make_loader(share, at_once, config.num_workers, runtime.device)
     targets, query_features = [], {}
-    with runtime.autocast():
+    with runtime.autocast(runtime.scoring):
         for names, images in tqdm(loader, desc="gallery", dynamic_ncols=True, leave=False):
             features, image_embeds = model.extract_target_features(task.gallery.on_device(images, runtime.device))
             targets.append(features.to(keep_on))
-            query_features |= _encode_queries(model, task, queries_of, names, image_embeds, config.batch_size)
+            query_features |= _encode_queries(model, task, queries_of, names, image_embeds, at_once)
     columns = _in_order(torch.cat(targets), torch.tensor(share.indices), runtime.world)  # (N, Q, E)
     queries = _in_order(torch.stack(list(query_features.values())), torch.tensor(list(query_features)), runtime.world)
     return gallery_scores(queries if runtime.world.is_main else queries[:0], columns, config.memory_mib)

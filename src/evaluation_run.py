@@ -33,7 +33,11 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("evaluation")
     run.add_argument("--batch-size", type=int, help="images, or queries, at a time")
     run.add_argument("--device", help="auto, cpu, cuda or cuda:N")
-    run.add_argument("--precision", choices=("auto", "fp16", "bf16", "fp32"), help="autocast; auto is bf16 on CUDA")
+    run.add_argument(
+        "--precision",
+        choices=("auto", "fp16", "bf16", "fp32"),
+        help="autocast; auto is fp32 as upstream, but for the ViT",
+    )
     run.add_argument("--memory-mib", type=float, help="bound on the ranking's temporary memory, in MiB")
     names = {action.dest for action in parser._actions} - set(OF_RUN)
     parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in names and name != "dataset"})

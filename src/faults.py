@@ -41,15 +41,14 @@ def explained(memory_cure: str) -> Iterator[None]:
         raise
 
 
-def training_memory_cure(batch_size: int, micro_batch: int | None = None) -> str:
-    """What to say where a training's memory ran out."""
-    at_once = min(batch_size, micro_batch or batch_size)
+def training_memory_cure(batch_size: int, micro_batch: int | None = None, cached: bool = False) -> str:
+    """What to say where a training's memory ran out; `cached` where it has a feature cache already."""
+    at_once, or_cache = min(batch_size, micro_batch or batch_size), "" if cached else "--feature-cache or "
     if at_once == 1:
-        cure = "use --feature-cache or a smaller --backbone"
-        return f"one triplet at a time is too much for the memory: {cure}; {NOTHING_NEW}"
+        return f"one triplet at a time is too much for the memory: use {or_cache}a smaller --backbone; {NOTHING_NEW}"
     return (
-        f"{at_once} triplets at a time are too much for the memory: try --micro-batch {at_once // 2}, which keeps the"
-        f" batch of {batch_size} and its gradients, or --feature-cache; {NOTHING_NEW}"
+        f"{at_once} triplets at a time are too much for the memory: try {or_cache}--micro-batch {at_once // 2}, which"
+        f" keeps the batch of {batch_size} and its gradients; {NOTHING_NEW}"
     )
 
 

@@ -10,6 +10,7 @@ from training_state import box_fingerprint, read_state
 
 PLACES = ("data_path", "box_file")
 PATHS = (*PLACES, "output_folder")
+CACHE = "feature_cache"  # may lie elsewhere, for its key tells what is in it; but a run keeps to it, or to images
 
 
 def find_run(resume: str, config: TrainConfig) -> Path | None:
@@ -34,12 +35,12 @@ def find_run(resume: str, config: TrainConfig) -> Path | None:
 
 def _differences(run_folder: Path, config: TrainConfig) -> list[str]:
     """What of a run differs from what is asked for, but for the flags that may; data and boxes in another place are
-    other ones here.
+    other ones here, and another precision is another run.
     """
     path = run_folder / SETTINGS_FILE
     if not path.is_file():
         return [f"{SETTINGS_FILE}, which is missing"]
-    saved, free = read_json(path, dict, "remove the folder"), {*FREE_TO_CHANGE} - {*PLACES}
+    saved, free = read_json(path, dict, "remove the folder"), {*FREE_TO_CHANGE} - {*PLACES, CACHE, "precision"}
     wanted = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
     flags = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if not _same(name, value, saved.get(name))]
     return flags + ["the boxes in the file"] * (saved.get("boxes") != box_fingerprint(config.box_file))
@@ -54,9 +55,10 @@ def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
     saved = state["config"]
     saved |= {name: Path(saved[name]) for name in PATHS if saved.get(name) is not None}
     known = {field.name for field in fields(TrainConfig)}
-    if set(saved) != known or "boxes" not in state:
+    if set(saved) != known or "boxes" not in state or "precision" not in state["optimization"]:
         raise InputError(f"{run_folder} was made by another version of this project: it cannot go on here")
-    changed = [name for name in given if name not in FREE_TO_CHANGE and not _same(name, given[name], saved[name])]
+    bound = given.keys() - ({*FREE_TO_CHANGE} - {CACHE})
+    changed = [name for name in given if name in bound and not _same(name, given[name], saved[name])]
     if changed:
         flags = ", ".join(f"--{name.replace('_', '-')} {given[name]} (the run: {saved[name]})" for name in changed)
         raise InputError(f"--resume {run_folder}: {flags}: leave out what differs, or start another run")
@@ -72,6 +74,8 @@ def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
 def _same(name: str, value, saved) -> bool:
     if name == "dataset":
         return value.lower() == str(saved).lower()
+    if name == CACHE:
+        return (value == "off") == (saved == "off")
     if name in PLACES and None not in (value, saved):
         return Path(value).resolve() == Path(saved).resolve()
     return value == saved

@@ -80,10 +80,10 @@ LAST_FILE = "tuned_clip_last.pt"
 STATE_FILE = "training_state.pt"
 SETTINGS_FILE = "training_hyperparameters.json"
 # What may differ between a run and its continuation: how far it goes, where things lie, and what changes no number
-# beyond its rounding.
+# beyond its rounding; of the precision only the name, `auto` for what it is on another GPU.
 FREE_TO_CHANGE = (
     "num_epochs", "data_path", "weights", "box_file", "output_folder", "num_workers", "save_every", "micro_batch",
-    "cache_device", "save_memory", "memory_mib",
+    "cache_device", "save_memory", "memory_mib", "feature_cache", "precision",
 )  # fmt: skip
 
 
@@ -116,8 +116,8 @@ class TrainConfig:
     """A training run. The defaults are what upstream's README tells its users; what is None comes from the preset.
 
     `feature_cache` is a folder for the frozen ViT's output, or `off`. `gallery` is FashionIQ's protocol: `split` ranks
-    every image of the split list, `captions` only those that a caption names. `precision` is `auto` (on CUDA
-    bf16, or fp16 where there is none; fp32 elsewhere), `fp16`, `bf16` or `fp32`; `batch_size` is that of each process;
+    every image of the split list, `captions` only those that a caption names. `precision` is `auto` (to train on
+    CUDA bf16, or fp16 where there is none; else fp32), `fp16`, `bf16` or `fp32`; `batch_size` is that of each process;
     `micro_batch` bounds what of it is in memory at a time; `memory_mib` bounds the temporaries of the ranking.
     """
 
@@ -177,6 +177,7 @@ class TrainConfig:
             raise InputError("--num-workers must be at least 0 and --max-triplets at least 1")
         self._check_schedule()
         self._check_regions()
+        self._check_idle_flags()
         save_interval(self.save_every)
         if self.gallery not in (("split", "captions") if self.preset.tag == "fiq" else ("split",)):
             raise InputError(f"--gallery {self.gallery} is for FashionIQ, which has split and captions; CIRR has split")
@@ -210,6 +211,19 @@ class TrainConfig:
         if self.max_regions < 1:
             raise InputError(f"--max-regions must be at least 1, not {self.max_regions}")
 
+    def _check_idle_flags(self) -> None:
+        """Raises InputError for a flag whose switch is off: the run would not be the one that was meant."""
+        switches = {
+            "--use-region-loss": (self.use_region_loss, ("region_objective", "max_regions")),
+            "--feature-cache": (self.feature_cache != "off", ("cache_precision", "cache_device")),
+        }
+        for switch, (is_on, names) in switches.items():
+            for name in names:
+                if not is_on and getattr(self, name) != getattr(type(self), name):
+                    raise InputError(
+                        f"--{name.replace('_', '-')} has no effect without {switch}: give both, or neither"
+                    )
+
     def loss_weights(self, progress: float = 0.0) -> dict[str, float]:
         """Name of a loss -> its weight at `progress`, 0 to 1. A loss without a weight is an error of the engine."""
         weights = {"loss_itc": 1.0, "loss_rtc": self.loss_rtc, "loss_align": self.loss_align}
@@ -221,7 +235,7 @@ class TrainConfig:
 
     def schedule(self) -> dict[str, float]:
         """Arguments of OneCycleLR but its peak and the steps of an epoch."""
-        planned = self.preset.schedule(self.num_epochs)
+        planned = self.preset.schedule(self.schedule_epochs or self.num_epochs)
         given = {"epochs": self.schedule_epochs, "pct_start": self.warmup}
         return planned | {name: value for name, value in given.items() if value is not None}
 

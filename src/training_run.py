@@ -35,7 +35,7 @@ def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
 
     Data is checked before the model is loaded. Raises InputError for bad input and for what the machine cannot do.
     """
-    with explained(training_memory_cure(config.batch_size, config.micro_batch)):
+    with explained(training_memory_cure(config.batch_size, config.micro_batch, config.feature_cache != "off")):
         return _run_training(config, resumed)
 
 

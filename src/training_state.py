@@ -116,17 +116,20 @@ def read_state(run_folder: Path) -> dict:
 def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world: World = ALONE) -> Progress:
     """Bring model, optimizer, schedule, random states and CSV files back to where `state` was saved.
 
-    Raises InputError where the frozen ViT is not the one of the run, or there were more or fewer ranks.
+    Raises InputError where the frozen ViT or the precision is not that of the run, or there were more or fewer ranks.
     """
     if len(state["random"]) != world.size:
         raise InputError(
             f"{run_folder} was trained by {len(state['random'])} processes, and these are {world.size}: start as many"
         )
+    optimization.load_state_dict(state["optimization"])
     if state["frozen"] != frozen_fingerprint(model):
-        raise InputError(f"the ViT's weights are not those that {run_folder} was trained with: give the same --weights")
+        raise InputError(
+            f"the ViT's weights, or their type, are not those that {run_folder} was trained with: give the same"
+            " --weights and kind of --device"
+        )
     frozen = {name: value for name, value in model.state_dict().items() if name.startswith(FROZEN)}
     model.load_state_dict(state["model"] | frozen)
-    optimization.load_state_dict(state["optimization"])
     for name, text in state["csv"].items() if world.is_main else ():
         if text is None:
             (run_folder / name).unlink(missing_ok=True)

@@ -267,6 +267,8 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
         "epochs": 6,
         "pct_start": 0.1,
     }
+    rising = TrainConfig("FashionIQ", num_epochs=30, schedule_epochs=60).schedule()
+    assert rising["pct_start"] * rising["epochs"] == 1.5
     weights = TrainConfig(
         "CIRR", use_region_loss=True, box_file=tmp_path, loss_region=0.2, loss_region_until=0.5
     ).loss_weights

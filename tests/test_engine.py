@@ -110,6 +110,25 @@ def test_scores_match_one_query_at_a_time(parts, config):
     assert not model.training
 
 
+def test_scores_are_float32_while_training_is_not(parts, config):
+    """As upstream, whose Q-Former evaluates without autocast; another precision only where it is asked for."""
+    model, _, _, validation = parts
+    (task,) = validation.tasks.values()
+    mixed, half = (engine.Runtime(CPU.device, torch.bfloat16, scoring) for scoring in (torch.float32, torch.bfloat16))
+    expected = engine.score_queries(model, task, config, CPU)
+    assert torch.equal(engine.score_queries(model, task, config, mixed), expected)
+    assert not torch.equal(engine.score_queries(model, task, config, half), expected)
+
+
+def test_a_micro_batch_bounds_validation_as_well(parts, config, monkeypatch):
+    model, _, _, validation = parts
+    (task,) = validation.tasks.values()
+    sizes, encode = [], model.extract_target_features
+    monkeypatch.setattr(model, "extract_target_features", lambda images: sizes.append(len(images)) or encode(images))
+    engine.score_queries(model, task, dataclasses.replace(config, batch_size=64, micro_batch=3), CPU)
+    assert max(sizes) == 3
+
+
 @pytest.mark.parametrize(
     ("flags", "files"),
     [
@@ -196,6 +215,38 @@ def test_the_precision_of_a_gpu_is_bf16_where_it_has_it(monkeypatch, has_bf16, e
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert engine.best_precision(torch.device("cuda")) == expected
     assert engine.best_precision(CPU.device) == "fp32"
+
+
+def test_evaluation_is_float32_unless_a_precision_is_given(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    auto, given = (engine.choose_runtime("cuda", precision) for precision in ("auto", "bf16"))
+    assert (auto.dtype, auto.scoring) == (torch.bfloat16, torch.float32)
+    assert (given.dtype, given.scoring) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_another_precision_does_not_go_on(config):
+    """`auto` can be another one on another GPU, whose gradient scaler has no state, or should have none."""
+    model = torch.nn.Linear(2, 2)
+    runtimes = [engine.Runtime(CPU.device, dtype) for dtype in (torch.bfloat16, torch.float32)]
+    saved, other = (engine.Optimization(model, config, 3, runtime) for runtime in runtimes)
+    with pytest.raises(InputError, match="computes in bf16, and here --precision is fp32: go on with --precision bf16"):
+        other.load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"region_objective": "query"}, "--region-objective has no effect without --use-region-loss"),
+        ({"max_regions": 9}, "--max-regions has no effect without --use-region-loss"),
+        ({"cache_precision": "fp32"}, "--cache-precision has no effect without --feature-cache"),
+        ({"cache_device": "cuda"}, "--cache-device has no effect without --feature-cache"),
+    ],
+)
+def test_a_flag_whose_switch_is_off_is_an_error(settings, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig("CIRR", **settings)
 
 
 @pytest.mark.parametrize("field", ["num_epochs", "batch_size", "validation_frequency", "learning_rate", "memory_mib"])

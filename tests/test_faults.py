@@ -160,9 +160,15 @@ def test_an_image_that_turns_bad_in_an_evaluation(demo_copy, small_yaml, tmp_pat
 @pytest.mark.parametrize(
     ("error", "sizes", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), (128, None), "--micro-batch 64, which"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            (128, None),
+            "try --feature-cache or --micro-batch 64, which",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory."), (128, 16), "16 triplets at a time .* --micro-batch 8, which"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 16, True), "try --micro-batch 8, which"),
         (torch.OutOfMemoryError("CUDA out of memory."), (128, 1), "one triplet at a time .* --feature-cache"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 1, True), "use a smaller --backbone"),
         (MemoryError(), (8, None), "8 triplets at a time"),
     ],
 )

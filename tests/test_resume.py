@@ -324,6 +324,8 @@ def test_changed_flags_are_named(whole, demo, small_yaml, tmp_path):
         blip_fine_tune_2.main(["--dataset", "FashionIQ", "--resume", str(whole)])
     with pytest.raises(InputError, match=STATE_FILE):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(tmp_path)])
+    with pytest.raises(InputError, match=r"--feature-cache .*features \(the run: off\)"):
+        blip_fine_tune_2.main([*base, "--feature-cache", str(tmp_path / "features")])
     config, resumed = blip_fine_tune_2.parse_config([*base, "--num-epochs", "9", "--num-workers", "3"])
     assert (config.num_epochs, config.num_workers, config.batch_size, resumed) == (9, 3, 8, whole)
 
@@ -342,12 +344,27 @@ def test_auto_takes_the_last_run_with_these_settings_or_starts_anew(demo, small_
     assert find_run("auto", config).name.endswith("_new")
     assert find_run("auto", replace(config, num_epochs=9, num_workers=3)).name.endswith("_new")
     assert find_run("auto", other).name.endswith("_other")
+    assert find_run("auto", replace(config, precision="fp32")) is None
+    assert "differs in --batch-size, --seed, --precision" in capsys.readouterr().out
     assert capsys.readouterr().out == ""
     boxes = replace(config, use_region_loss=True, box_file=Path("boxes.json"))
     assert find_run("auto", boxes) is None
     said = capsys.readouterr().out
     assert "a new run begins" in said
     assert "differs in --box-file, --batch-size, --use-region-loss" in said
+
+
+def test_a_cache_may_lie_elsewhere(demo, small_yaml, tmp_path):
+    words = flags(demo, small_yaml, tmp_path / "runs", "--resume", "auto", "--feature-cache")
+    blip_fine_tune_2.main([*words, str(tmp_path / "here")])
+    folder = run_folder(tmp_path / "runs")
+    assert blip_fine_tune_2.parse_config([*words, str(tmp_path / "there")])[1] == folder
+    resumed = ["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "3", "--feature-cache"]
+    shutil.rmtree(tmp_path / "here")
+    blip_fine_tune_2.main([*resumed, str(tmp_path / "there")])
+    assert not (tmp_path / "here").exists()
+    with pytest.raises(InputError, match=r"--feature-cache off \(the run: "):
+        blip_fine_tune_2.main([*resumed, "off"])
 
 
 def test_a_box_file_that_was_made_again_is_not_gone_on_with(demo, small_yaml, tmp_path, capsys):
