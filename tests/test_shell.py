@@ -337,7 +337,7 @@ def test_a_full_run_takes_the_defaults(project):
     boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
     flags = f"--data-path {project}/cirr_dataset --save-training --resume auto"  # what was interrupted goes on
     assert call.endswith(f"--use-region-loss --box-file {boxes} {flags}")
-    assert calls(project, "get_weights.py --no-download") == 0
+    assert calls(project, "get_weights.py") == 1  # what is here is not fetched
 
 
 def test_a_comparison_takes_the_place_of_the_training(project):
@@ -362,8 +362,21 @@ def test_a_full_run_says_what_is_missing(project):
     put_cirr(project)
     answer = auto_train(project, "--full", WEIGHTS_STATUS="2")
     assert answer.returncode == 2
-    assert "--full needs what is not here:\n  weights: the weights' answer" in answer.stderr
+    assert "step 3: download weights" in answer.stdout
+    assert "error: the weights' answer" in answer.stderr  # of the download, as it comes
+    assert "step 3 (download weights) failed" in answer.stderr
     assert training_calls(project) == []
+
+
+def test_flags_after_two_dashes_are_passed_on(project):
+    put_cirr(project)
+    answer = auto_train(project, "--full", "--", "--micro-batch", "32", "--seed", "1")
+    assert answer.returncode == 0, answer.stderr
+    (call,) = training_calls(project)
+    assert call.endswith("--save-training --resume auto --micro-batch 32 --seed 1")
+    answer = auto_train(project, "--full", "--compare", "--", "--micro-batch", "32")
+    assert answer.returncode == 0, answer.stderr
+    assert calls(project, "--arms none both permuted --seeds 0 1 2 --micro-batch 32") == 1
 
 
 def test_weights_that_are_not_there_are_an_error(project):

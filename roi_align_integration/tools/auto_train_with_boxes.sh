@@ -15,7 +15,7 @@ TRIAL_FLAGS=(--backbone pretrain --max-triplets "$TRIAL_TRIPLETS" --num-epochs 2
 
 usage() {
   cat <<'TEXT'
-usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | saliency | hybrid]
+usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | saliency | hybrid] [-- FLAGS]
 
   --test     a short run. With CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100 triplets,
              2 epochs. Without them: a generated demo dataset and the model `tiny`, on whatever device there is.
@@ -27,6 +27,8 @@ usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | sal
   --method   what makes the boxes. yolo: objects, by ultralytics, which is installed into .venv for it; saliency: what
              stands out, without any weights; hybrid: saliency where YOLO finds nothing. Without this flag: hybrid
              where ultralytics and models/yolo/yolov8n.pt are there, else saliency.
+  -- FLAGS   flags of src/blip_fine_tune_2.py, or with --compare of tools/benchmark_regions.py, that win over the
+             script's own: `--full -- --micro-batch 32` fits a smaller GPU.
   --help     this page.
 
 The first run makes .venv, unless the active environment has what is needed. What an earlier run has made is used again.
@@ -50,7 +52,7 @@ report_failure() {
   [[ $1 -eq 0 ]] || echo "step $STEP ($STEP_NAME) failed, status $1; log: $LOG" >&2
 }
 
-# Sets MISSING to what a run on CIRR with `pretrain` still needs.
+# Sets MISSING to what a run on CIRR with `pretrain` still needs of what is on this machine.
 check_data() {
   local answer status=0
   MISSING=""
@@ -59,7 +61,7 @@ check_data() {
     MISSING="CIRR: $CIRR/cirr/captions/cap.rc2.train.json is not there (see cirr_dataset/README.md)"
     return
   fi
-  answer="$("$PYTHON" "$HERE/get_weights.py" "$@" 2>&1)" || status=$?
+  answer="$("$PYTHON" "$HERE/get_weights.py" --no-download 2>&1)" || status=$?
   case $status in
     0) echo "$answer" ;;
     2) MISSING="weights: ${answer#error: }" ;;
@@ -107,11 +109,11 @@ train() {
 }
 
 run_test() {
-  check_data --no-download
+  check_data
   if [[ -z "$MISSING" ]]; then
     make_boxes "$CIRR" "$DATA/cirr_trial_boxes_train" --max-triplets "$TRIAL_TRIPLETS"
     step "train and validate on CIRR, bounded"
-    train --data-path "$CIRR" "${TRIAL_FLAGS[@]}"
+    train --data-path "$CIRR" "${TRIAL_FLAGS[@]}" "${PASSED_ON[@]}"
     return
   fi
   printf 'not here:\n  %s\nso this run uses the demo dataset and the model tiny\n' "$MISSING"
@@ -119,22 +121,26 @@ run_test() {
   "$PYTHON" "$HERE/make_demo_dataset.py" --output "$DEMO"
   make_boxes "$DEMO" "$DATA/demo_boxes_train"
   step "train and validate on the demo dataset"
-  train --data-path "$DEMO" "${DEMO_FLAGS[@]}"
+  train --data-path "$DEMO" "${DEMO_FLAGS[@]}" "${PASSED_ON[@]}"
 }
 
 run_full() {
   check_data
-  [[ -z "$MISSING" ]] || fail $'--full needs what is not here:\n  '"$MISSING"
+  [[ "$MISSING" != CIRR* ]] || fail $'--full needs what is not here:\n  '"$MISSING"
+  if [[ -n "$MISSING" ]]; then
+    step "download weights"
+    "$PYTHON" "$HERE/get_weights.py"
+  fi
   [[ -z "$COMPARE" ]] || need_package matplotlib --compare
   make_boxes "$CIRR" "$DATA/cirr_boxes_train"
   if [[ -n "$COMPARE" ]]; then
     step "train without and with regions on CIRR"
     "$PYTHON" "$HERE/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
-      --arms none both permuted --seeds 0 1 2
+      --arms none both permuted --seeds 0 1 2 "${PASSED_ON[@]}"
     return
   fi
   step "train and validate on CIRR"
-  train --data-path "$CIRR" --save-training --resume auto
+  train --data-path "$CIRR" --save-training --resume auto "${PASSED_ON[@]}"
 }
 
 main() {
@@ -161,6 +167,7 @@ wrong_flags() {
 MODE=""
 METHOD=""
 COMPARE=""
+PASSED_ON=()
 FLAGS="$*"
 while [[ $# -gt 0 ]]; do
   case "$1" in
@@ -177,6 +184,10 @@ while [[ $# -gt 0 ]]; do
     --help | -h)
       usage
       exit 0
+      ;;
+    --)
+      PASSED_ON=("${@:2}")
+      break
       ;;
     *) wrong_flags "unknown: $FLAGS; give one of --test, --full and --help" ;;
   esac

@@ -42,6 +42,7 @@ from region_table import (  # noqa: E402
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import read_json, write_atomically  # noqa: E402
 from train_config import TrainConfig  # noqa: E402
+from training_state import box_fingerprint  # noqa: E402
 from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
@@ -167,6 +168,7 @@ class Cirr:
             "feature_cache": str(self.args.folder / "features"),
             "device": self.args.device,
             "batch_size": self.args.batch_size,
+            "micro_batch": self.args.micro_batch,
             "num_workers": self.args.num_workers,
             "validation_frequency": LATER_VALIDATION,
         }
@@ -217,7 +219,7 @@ def train_job(folder: Path) -> None:
     from resume import find_run
     from training_run import run_training
 
-    settings = read_json(folder / "settings.json", dict, "remove the folder")
+    settings = read_json(folder / "settings.json", dict, "remove the folder")["config"]
     paths = ("data_path", "output_folder", "box_file")
     config = TrainConfig(**settings | {name: Path(settings[name]) for name in paths if settings.get(name)})
     run_training(config, find_run("auto", config))
@@ -227,7 +229,8 @@ def run_job(job: Job, source: Demo | Cirr, args: argparse.Namespace) -> list[Row
     """Train in a process of its own -> its rows. Raises InputError that names the log where it fails."""
     folder, start = args.folder / "runs" / job.name, time.perf_counter()
     settings = job_settings(job, source, folder)
-    write_settings(folder / "settings.json", settings)
+    boxes = None if ARMS[job.arm].objective is None else box_fingerprint(source.true_boxes(job.seed))
+    write_settings(folder / "settings.json", {"config": settings, "boxes": boxes})
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
     with (folder / "log.txt").open("ab") as log:
         command = [sys.executable, __file__, "--train-job", str(folder)]
@@ -334,6 +337,7 @@ def build_parser() -> argparse.ArgumentParser:
     real.add_argument("--weights", help="as in blip_fine_tune_2.py")
     real.add_argument("--num-epochs", type=positive_int, help="epochs of every run")
     real.add_argument("--batch-size", type=positive_int, default=cirr.batch_size, help="triplets in a step")
+    real.add_argument("--micro-batch", type=positive_int, help="triplets of a step in memory at a time")
     real.add_argument(
         "--num-workers", type=non_negative_int, default=cirr.num_workers, help="processes that load images"
     )
