@@ -102,8 +102,8 @@ def _add_region_flags(group) -> None:
     group.add_argument(
         "--loss-region",
         type=float,
-        help="weight of the region loss, constant (default: the objective's own: both and compose 0.5; pairs 0.1;"
-        " tokens and query 0.5, falling to 0 at half time)",
+        help="weight of the region loss, constant (default: the objective's own: compose, tokens and query 0.5,"
+        " falling to 0 at half time; both 0.5; pairs 0.1)",
     )
     group.add_argument(
         "--loss-region-until",

@@ -67,12 +67,12 @@ class RegionWeight:
 
 # The objectives of `lavis.models.blip2_models.region`, and the weight that each has where none is asked for. FG-CLIP's
 # 0.1 for `pairs`; a large weight that ends at half time for `tokens` and `query`, which speed up the start and cost
-# later; `compose` and `both` may stay.
+# later, and for `compose`, which gains most so; `both` may stay.
 REGION_WEIGHTS = {
     "pairs": RegionWeight(0.1),
     "tokens": RegionWeight(0.5, 0.5),
     "query": RegionWeight(0.5, 0.5),
-    "compose": RegionWeight(0.5),
+    "compose": RegionWeight(0.5, 0.5),
     "both": RegionWeight(0.5),
 }
 
@@ -144,7 +144,7 @@ class TrainConfig:
     loss_align: float | None = None
     loss_itm: float = 1.0
     use_region_loss: bool = False
-    region_objective: str = "both"
+    region_objective: str = "compose"
     loss_region: float | None = None
     loss_region_until: float | None = None
     seed: int = 0

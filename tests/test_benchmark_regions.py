@@ -175,6 +175,7 @@ def test_the_table_and_its_words():
     assert markdown([*rows, row(seed=9, recall=90.0)]).splitlines()[3] == table[3]  # a seed without its pair
     assert "no seed in common" in markdown([row(seed=9), *rows[2:]])
     assert "+6.00 ± 0.00" in against(rows, WINNER, ["none", "permuted"])
+    assert against(rows, WINNER, ["permuted"]) == ""
     with pytest.raises(InputError, match="no finished run of the arm none"):
         markdown(rows[2:])
     with pytest.raises(InputError, match="rows of two settings"):
@@ -287,13 +288,13 @@ def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     rows = read_rows(tmp_path / "rows.csv")
     assert {(row.arm, row.step, row.steps, row.loss_region) for row in rows} == {
         ("none", 2, 2, ""),
-        ("permuted", 2, 2, "0.5"),
+        ("permuted", 2, 2, "0.5 to 0 at 0.5"),
     }
-    assert "- `permuted`: `both`, boxes permuted" in (tmp_path / "report.md").read_text()
+    assert "- `permuted`: `compose`, boxes permuted" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "rows.png").stat().st_size > 1000
     monkeypatch.setattr(benchmark_regions, "run_job", None)  # nothing is left to run
     benchmark_regions.main(flags)
-    assert capsys.readouterr().out.count("`both`, boxes permuted") == 2
+    assert capsys.readouterr().out.count("`compose`, boxes permuted") == 2
 
 
 def test_the_folder_of_other_settings_is_left_alone(tmp_path):

@@ -58,7 +58,11 @@ DEMO = {
 }  # fmt: skip
 SCENES = ("cluttered", "plain")  # difficulties; the first is that of the committed rows
 WARMUP = 0.1
-CONTROLS = ["none", "permuted", "whole", "grid"]
+# Objective -> what it is set against in a table of its own.
+CONTROLS = {
+    WINNER: ["none", "both", "permuted", "whole", "grid"],
+    "both": ["none", "both-permuted", "both-whole", "both-grid"],
+}
 LATER_VALIDATION = 7  # of 50 epochs on CIRR, the last among them
 
 
@@ -304,7 +308,8 @@ def write_report(args: argparse.Namespace) -> None:
         return print(f"{longer_table(everything)}\n\n{markdown(rows)}\n\nrows {args.csv}")
     if args.stage == "tune":
         return print(f"{trials_table(rows)}\n\n{legend(rows)}\nrows {args.csv}")
-    text = f"{markdown(rows)}\n\n{against(rows, WINNER, CONTROLS)}\n\n{legend(rows)}\n"
+    tables = [markdown(rows), *(against(rows, arm, controls) for arm, controls in CONTROLS.items()), legend(rows)]
+    text = "\n\n".join(table for table in tables if table) + "\n"
     table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
     write_atomically(table, text)
     plot(rows, picture)

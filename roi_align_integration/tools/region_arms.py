@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from lavis.datasets.region_boxes import Region, load_boxes, save_boxes
 from lavis.models import Blip2QformerCirAlignPrompt
 
 Boxes = dict[str, list[Region]]
-WINNER = "both"
+WINNER = "compose"
 
 
 @registry.register_model("blip2_cir_text_only")
@@ -151,22 +150,37 @@ def salient(boxes: Boxes, source: BoxSource) -> Boxes:
     return found
 
 
-LARGE = (Weight(0.5), Weight(1.0), Weight(1.0, 0.5))
-SMALL = (Weight(0.5, 0.5), Weight(0.1), Weight(0.5))
-_winner = partial(Arm, objective=WINNER, weights=LARGE)
+# The weights to try; the first is the objective's own.
+WEIGHTS = {
+    "pairs": (Weight(0.1), Weight(0.5), Weight(0.5, 0.5)),
+    "tokens": (Weight(0.5, 0.5), Weight(0.1), Weight(0.5)),
+    "query": (Weight(0.5, 0.5), Weight(0.1), Weight(0.5)),
+    "compose": (Weight(0.5, 0.5), Weight(0.5), Weight(1.0)),
+    "both": (Weight(0.5), Weight(1.0), Weight(1.0, 0.5)),
+}
+BOX_MAKERS = {
+    "permuted": ("boxes permuted between images", permuted, 5),
+    "whole": ("one box, the whole image", whole_image, 5),
+    "grid": ("a fixed 3x3 grid", fixed_grid, 9),
+    "detector": ("detector-like boxes", detector_like, 5),
+    "saliency": ("saliency boxes", salient, 5),
+}
+
+
+def _with_other_boxes(objective: str, prefix: str = "") -> dict[str, Arm]:
+    """An objective with every kind of boxes but the true ones."""
+    return {
+        f"{prefix}{name}": Arm(f"`{objective}`, {title}", objective, WEIGHTS[objective], make_boxes, max_regions)
+        for name, (title, make_boxes, max_regions) in BOX_MAKERS.items()
+    }
+
+
 ARMS = {
     "none": Arm("no regions (SPRC)"),
-    "pairs": Arm("`pairs`", "pairs", (Weight(0.1), Weight(0.5), Weight(0.5, 0.5))),
-    "tokens": Arm("`tokens`", "tokens", SMALL),
-    "query": Arm("`query`", "query", SMALL),
-    "compose": Arm("`compose`", "compose", (Weight(0.5), Weight(1.0), Weight(0.5, 0.5))),
-    WINNER: _winner(f"`{WINNER}`"),
-    "permuted": _winner(f"`{WINNER}`, boxes permuted between images", make_boxes=permuted),
-    "whole": _winner(f"`{WINNER}`, one box, the whole image", make_boxes=whole_image),
-    "grid": _winner(f"`{WINNER}`, a fixed 3x3 grid", make_boxes=fixed_grid, max_regions=9),
-    "detector": _winner(f"`{WINNER}`, detector-like boxes", make_boxes=detector_like),
-    "saliency": _winner(f"`{WINNER}`, saliency boxes", make_boxes=salient),
-    "changed": _winner(f"`{WINNER}`, the changed region alone", model="blip2_cir_changed_region"),
+    **{objective: Arm(f"`{objective}`", objective, weights) for objective, weights in WEIGHTS.items()},
+    **_with_other_boxes(WINNER),
+    **_with_other_boxes("both", "both-"),
+    "changed": Arm("`both`, the changed region alone", "both", WEIGHTS["both"], model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),
 }

@@ -163,14 +163,14 @@ def _steps_cell(rows: list[Row], finals: dict[str, dict[int, Row]], arm: str) ->
 
 
 def against(rows: list[Row], arm: str, controls: list[str]) -> str:
-    """A second table: what `arm` gains over each control, seed by seed."""
+    """A second table: what `arm` gains over each control, seed by seed; "" without any."""
     finals = final_rows(rows)
     lines = []
     for control in (name for name in controls if name in finals and arm in finals and name != arm):
         shared = finals[arm].keys() & finals[control].keys()
         cells = _differences(finals[arm], finals[control])
         lines.append([f"`{control}`", str(len(shared)), *cells])
-    return _table([f"`{arm}` over", "seeds", *(f"Δ {name}" for name in METRICS.values())], lines)
+    return "" if not lines else _table([f"`{arm}` over", "seeds", *(f"Δ {name}" for name in METRICS.values())], lines)
 
 
 def longer_table(rows: list[Row]) -> str:

@@ -23,8 +23,8 @@ command=(
   --loss-rtc 0.4 --loss-align 0.4
   --use-region-loss
   --box-file "$ROOT/roi_align_integration/data/cirr_boxes_train.json"
-  --region-objective both # query and gallery meet in the regions of the target; each objective has its own weight
-  --max-regions 5         # the largest of an image
+  --region-objective compose # reference and sentence are composed to the target's regions; weight 0.5, 0 from half time
+  --max-regions 5            # the largest of an image
   --save-best --save-training
 )
 exec "${command[@]}" "$@"
