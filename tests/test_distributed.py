@@ -98,7 +98,8 @@ def rows_of(output: Path, name: str) -> list[list[float]]:
 
 def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
     cache = {"feature_cache": tmp_path / "cache", "cache_precision": "fp32"}
-    settings = {"learning_rate": 1e-3, "save_best": True} | with_regions(demo)
+    constant = {"loss_region": 0.5}  # the objective's own weight falls with the epochs, of which `two` has one at first
+    settings = {"learning_rate": 1e-3, "save_best": True} | with_regions(demo) | constant
     one = train(*training_flags(demo, still_yaml, tmp_path / "one", num_epochs=2, **settings))
     flags = training_flags(demo, still_yaml, tmp_path / "two", batch_size=4, **settings, **cache)
     two = train(*flags, processes=2)
