@@ -201,8 +201,6 @@ class TrainConfig:
                 "--use-region-loss needs --box-file, the boxes of the training images: make it with"
                 " roi_align_integration/tools, or leave the flag out"
             )
-        if self.box_file is not None and not self.use_region_loss:
-            raise InputError("--box-file has no effect without --use-region-loss: give both, or neither")
         if self.loss_region is not None and not (self.use_region_loss and 0 <= self.loss_region < math.inf):
             raise InputError("--loss-region is a weight of at least 0, for runs with --use-region-loss")
         until = self.loss_region_until
@@ -214,7 +212,7 @@ class TrainConfig:
     def _check_idle_flags(self) -> None:
         """Raises InputError for a flag whose switch is off: the run would not be the one that was meant."""
         switches = {
-            "--use-region-loss": (self.use_region_loss, ("region_objective", "max_regions")),
+            "--use-region-loss": (self.use_region_loss, ("box_file", "region_objective", "max_regions")),
             "--feature-cache": (self.feature_cache != "off", ("cache_precision", "cache_device")),
         }
         for switch, (is_on, names) in switches.items():
