@@ -4,11 +4,11 @@ import csv
 import io
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from region_arms import ARMS
+from region_arms import ARMS, WINNER
 
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
@@ -217,13 +217,21 @@ def plot(rows: list[Row], path: Path) -> None:
     axes = figure.add_subplot()
     finals = final_rows(rows)
     shared = set.intersection(*(set(of_arm) for of_arm in finals.values()))
-    for number, arm in enumerate(arm for arm in ARMS if arm in finals):
+    counts: Counter[str] = Counter()
+    for arm in (arm for arm in ARMS if arm in finals):
         steps, means = mean_curve([row for row in rows if row.seed in shared], arm, "recall_at1")
-        objective = ARMS[arm].objective
-        style = "-" if arm in (BASELINE, objective) else ":" if objective is None else "--"  # --: a variant of it
-        label = ARMS[arm].title.replace("`", "")  # Markdown's, in the tables
-        axes.plot(steps, means, style, label=label, color=f"C{number % 10}" if number else "black")
+        style, label = _line_style(arm), ARMS[arm].title.replace("`", "")  # Markdown's, in the tables
+        axes.plot(steps, means, style, label=label, color="black" if arm == BASELINE else f"C{counts[style] % 10}")
+        counts[style] += arm != BASELINE
     axes.set(xlabel="training steps", ylabel=f"recall@1 on validation, % (mean of {len(shared)} seeds)", ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+def _line_style(arm: str) -> str:
+    """Solid for the baseline and the objectives, dashed for what the best one is set against, then the others'."""
+    objective = ARMS[arm].objective
+    if arm in (BASELINE, objective):
+        return "-"
+    return ":" if objective is None else "--" if objective == WINNER else "-."
