@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -259,6 +260,17 @@ def test_speed_is_measured(tmp_path, capsys):
         "validation": {"rate": 4181 * 50 / 60},
     }
     assert "rows: 4.0 minutes (cache 1.0, training 2.0, validation 1.0)" in whole_training(parts)
+
+
+def test_only_rows_from_the_cache_take_its_place(tmp_path):
+    from speed_rows import Row
+
+    from engine import choose_runtime
+
+    flags = {"folder": tmp_path, "steps": 1, "micro_batch": None, "num_workers": 0, "cache_device": "cuda"}
+    for name, place in {"upstream": "cpu", "plain+regions": "cpu", "cached": "cuda", "validation": "cuda"}.items():
+        row = Row(Namespace(row=name, **flags), 2, choose_runtime("cpu"))
+        assert row.config.cache_device == place
 
 
 def test_upstreams_way_has_the_same_numbers(small_yaml):

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -103,13 +104,19 @@ def test_one_message_lists_files_sizes_sources_and_places(places):
     assert "huggingface" not in said
 
 
-def test_a_missing_network_is_no_traceback(places, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise ConnectionError("no route to host")
+class ProxyError(Exception):
+    """As the hub client's HTTP library has them: no OSError."""
 
-    monkeypatch.setattr(weight_sources, "urlopen", refuse)
+
+@pytest.mark.parametrize("kind", [ConnectionError, ProxyError])
+def test_a_missing_network_is_no_traceback(places, monkeypatch, kind):
+    refuse = Mock(side_effect=kind("403 Forbidden"))
+    monkeypatch.setattr(weight_sources, "urlopen", Mock(side_effect=ConnectionError("no route to host")))
     monkeypatch.setattr(weight_sources.huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(weight_sources.huggingface_hub, "hf_hub_download", refuse)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match=r"no tokenizer 'bert-base-uncased'.*\(403 Forbidden\)"):
+        find_vocabulary("bert-base-uncased")
     with pytest.raises(InputError, match="not on this machine"):
         find_weights(None, load_config("pretrain"))
     put_qformer(places[0] / "blip2_pretrained.pth")

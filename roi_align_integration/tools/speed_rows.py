@@ -99,7 +99,7 @@ class Row:
             micro_batch=args.micro_batch,
             num_workers=args.num_workers,
             feature_cache=str(folder) if cached else "off",
-            cache_device=args.cache_device,
+            cache_device=args.cache_device if cached else "cpu",
         )
 
     @cached_property

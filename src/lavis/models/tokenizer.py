@@ -43,8 +43,8 @@ def find_vocabulary(source: str, download: bool = True) -> Path:
     if download:
         try:
             return Path(huggingface_hub.hf_hub_download(source, "vocab.txt"))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # the hub's client raises whatever its HTTP and xet libraries do
+            reason = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
         f"no tokenizer {source!r}: put its vocab.txt (https://huggingface.co/{source}, 232 kB) into"
         f" {REPOSITORY / 'models' / source}, or set SPRC_TOKENIZER to the folder that holds it ({reason})"

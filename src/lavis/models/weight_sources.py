@@ -156,8 +156,9 @@ def _try_hub(config: ModelConfig) -> Path | None:
         return None
     try:
         folder = Path(huggingface_hub.snapshot_download(config.hub_weights, allow_patterns=HUB_FILES))
-    except (OSError, ValueError) as error:
-        print(f"no download of {config.hub_weights}: {error}", flush=True)
+    except Exception as error:  # the hub's client raises whatever its HTTP and xet libraries do
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"no download of {config.hub_weights}: {reason}", flush=True)
         return None
     for path in folder.glob("*.safetensors"):
         check_blob(path)
