@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from lavis.common.files import write_atomically
 from stop_signals import NOTHING_NEW
 
 BROKEN_STEP = "broken_step.json"
+OTHER_GPU = "wait for them, or take another GPU by --device cuda:N or CUDA_VISIBLE_DEVICES"
 LOWER = "lower --learning-rate, or use --precision bf16 or fp32"
 
 
@@ -24,8 +26,10 @@ def explained(memory_cure: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(memory_cure) from error
+        raise InputError(crowded_gpu(error) or memory_cure) from error
     except RuntimeError as error:
+        if "CUDA error: out of memory" in str(error):  # not even room for CUDA itself
+            raise InputError(f"other programs fill the GPU: {OTHER_GPU}; {NOTHING_NEW}") from error
         if "can't allocate memory" in str(error):  # torch's own allocator on the CPU
             raise InputError(memory_cure) from error
         if "DataLoader worker" in str(error):
@@ -39,6 +43,21 @@ def explained(memory_cure: str) -> Iterator[None]:
         if found and "Original Traceback" in str(error):  # how a loader process hands over its errors
             raise InputError(message.strip()) from error
         raise
+
+
+def crowded_gpu(error: Exception) -> str:
+    """Where other programs hold most of the GPU that `error` says ran out of memory: that, and the cure; else ""."""
+    named = re.search(r"GPU (\d+) has a total", str(error))
+    if named is None:
+        return ""
+    index, gib = int(named.group(1)), 2**30
+    free, total = torch.cuda.mem_get_info(index)
+    others = total - free - torch.cuda.memory_reserved(index)
+    if others < total / 2:
+        return ""
+    return (
+        f"other programs hold {others / gib:.1f} of {total / gib:.1f} GiB of cuda:{index}: {OTHER_GPU}; {NOTHING_NEW}"
+    )
 
 
 def training_memory_cure(batch_size: int, micro_batch: int | None = None, cached: bool = False) -> str:

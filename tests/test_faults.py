@@ -177,6 +177,26 @@ def test_memory_that_ran_out(error, sizes, message):
         raise error
 
 
+@pytest.mark.parametrize(
+    ("free", "reserved", "message"),
+    [
+        (1, 9, "other programs hold 70.0 of 80.0 GiB of cuda:3: .*--device cuda:N"),
+        (1, 45, "8 triplets at a time"),  # most of it is this program's own
+    ],
+)
+def test_a_gpu_that_others_fill_is_not_blamed_on_the_batch(monkeypatch, free, reserved, message):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {3: (free * 2**30, 80 * 2**30)}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {3: reserved * 2**30}.__getitem__)
+    error = torch.OutOfMemoryError("CUDA out of memory. GPU 3 has a total capacity of 80.00 GiB of which 1 GiB is free")
+    with pytest.raises(InputError, match=message), explained(training_memory_cure(8)):
+        raise error
+
+
+def test_a_gpu_without_room_for_cuda_itself():
+    with pytest.raises(InputError, match=r"other programs fill the GPU: .*CUDA_VISIBLE_DEVICES"), explained("no"):
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+
+
 def test_memory_of_the_cpu_that_ran_out_for_real():
     with pytest.raises(InputError, match="too much for the memory"), explained(training_memory_cure(128)):
         torch.empty(2**60)
