@@ -9,7 +9,7 @@ import benchmark_regions
 import pytest
 import region_arms
 import torch
-from benchmark_regions import build_parser, chosen_setting, complete, plan, trials
+from benchmark_regions import EPOCHS, Demo, build_parser, chosen_setting, complete, plan, trials, validated_every
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from region_arms import ARMS, WINNER, BoxSource, Weight
@@ -243,6 +243,17 @@ def test_what_is_in_the_csv_file_is_not_run_again():
     assert len(plan(arguments("--tune"), [])) == len(ARMS) * len(trials("none"))
 
 
+@given(epochs=st.integers(1, 300), most=st.integers(1, 9))
+def test_the_last_epoch_is_always_validated(epochs, most):
+    every = validated_every(epochs, most)
+    assert every <= most and (epochs - 1) % every == 0
+    assert not any((epochs - 1) % more == 0 for more in range(every + 1, most + 1))
+
+
+def test_the_committed_rows_are_validated_in_every_sixth_epoch():
+    assert {validated_every(epochs, Demo.most_between) for epochs in EPOCHS.values()} == {6}
+
+
 def test_a_box_file_needs_a_dataset(tmp_path):
     with pytest.raises(InputError, match="--data-path and --box-file together"):
         arguments("--box-file", str(tmp_path))
@@ -293,8 +304,11 @@ def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     assert "- `permuted`: `compose`, boxes permuted" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "rows.png").stat().st_size > 1000
     monkeypatch.setattr(benchmark_regions, "run_job", None)  # nothing is left to run
+    monkeypatch.setattr(benchmark_regions, "find_spec", lambda name: None)
     benchmark_regions.main(flags)
-    assert capsys.readouterr().out.count("`compose`, boxes permuted") == 2
+    said = capsys.readouterr().out
+    assert said.count("`compose`, boxes permuted") == 2
+    assert said.endswith("no plot without matplotlib: pip install matplotlib\n")
 
 
 def test_the_folder_of_other_settings_is_left_alone(tmp_path):
@@ -308,11 +322,12 @@ def test_the_folder_of_other_settings_is_left_alone(tmp_path):
 def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys):
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]
-    flags += ["--backbone", small_yaml, "--batch-size", "8", "--learning-rate", "1e-3", "--num-epochs", "1"]
+    flags += ["--backbone", small_yaml, "--batch-size", "8", "--learning-rate", "1e-3", "--num-epochs", "3"]
     flags += ["--num-workers", "0"]
     benchmark_regions.main([*flags, "--arms", "none", WINNER, "--seeds", "0"])
     rows = read_rows(tmp_path / "rows.csv")
     assert {(row.arm, row.learning_rate) for row in rows} == {("none", 1e-3), (WINNER, 1e-3)}
+    assert {row.step / row.steps for row in rows} == {1 / 3, 1}
     assert f"`{WINNER}`" in capsys.readouterr().out
 
 

@@ -166,6 +166,14 @@ def test_a_wrong_entry_is_named(demo_copy, change, message):
         CIRRDataset("val", "relative", PREPROCESS, data_path=demo_copy)
 
 
+def test_a_training_does_not_read_the_groups(demo_copy):
+    path = demo_copy / "cirr/captions/cap.rc2.train.json"
+    entries = json.loads(path.read_text())
+    entries[4]["img_set"]["members"] = ["an image of another split"]
+    path.write_text(json.dumps(entries))
+    assert len(CIRRDataset("train", "relative", PREPROCESS, data_path=demo_copy)) == len(entries)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": "../outside.png"}', "{}"])
 def test_a_wrong_image_list_is_named(demo_copy, content):
     (demo_copy / "cirr/image_splits/split.rc2.val.json").write_text(content)

@@ -50,8 +50,7 @@ CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
 # Tuned on seeds that no reported run has.
 REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
 LEARNING_RATES = (2e-3, 1e-3, 3e-3)
-# Stage -> epochs. Validated in every sixth from epoch 0 on: 6 n + 1 of them end with a validation.
-EPOCHS, VALIDATED = {"tune": 85, "report": 85, "longer": 127, "quick": 61}, 6
+EPOCHS = {"tune": 85, "report": 85, "longer": 127, "quick": 61}
 # SPRC knows so few triplets by heart before the end: more steps bring nothing.
 DEMO = {
     "images": 4000, "triplets": 3000, "val_images": 240, "val_triplets": 4000, "test_images": 6, "test_triplets": 2,
@@ -63,7 +62,6 @@ CONTROLS = {
     WINNER: ["none", "both", "permuted", "whole", "grid"],
     "both": ["none", "both-permuted", "both-whole", "both-grid"],
 }
-LATER_VALIDATION = 7  # of 50 epochs on CIRR, the last among them
 
 
 @dataclass(frozen=True)
@@ -120,6 +118,8 @@ def plan(args: argparse.Namespace, rows: list[Row]) -> list[Job]:
 class Demo:
     """Generated scenes: a dataset, its boxes and its feature cache for every seed."""
 
+    most_between = 6  # epochs between validations, at most
+
     def __init__(self, args: argparse.Namespace):
         self.folder, self.device, self.difficulty = args.folder / "demo", args.device, args.difficulty
 
@@ -144,12 +144,13 @@ class Demo:
             "num_workers": 0,
             "feature_cache": str(self.folder / "features"),
             "device": self.device,
-            "validation_frequency": VALIDATED,
         }
 
 
 class Cirr:
     """CIRR itself, or another dataset in its layout: one for all seeds, with upstream's settings."""
+
+    most_between = 7
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -174,7 +175,6 @@ class Cirr:
             "batch_size": self.args.batch_size,
             "micro_batch": self.args.micro_batch,
             "num_workers": self.args.num_workers,
-            "validation_frequency": LATER_VALIDATION,
         }
 
 
@@ -196,6 +196,11 @@ def fill_cache(config: TrainConfig) -> None:
     use_feature_cache(config, model, device, open_triplets(config, preprocess), *galleries)
 
 
+def validated_every(epochs: int, most: int) -> int:
+    """The epochs between validations, up to `most`, with which both epoch 0 and the last one end in a validation."""
+    return max(n for n in range(1, most + 1) if (epochs - 1) % n == 0)
+
+
 def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
     """The settings of a run, as keywords of `TrainConfig`."""
     arm, root = ARMS[job.arm], source.root(job.seed)
@@ -203,6 +208,7 @@ def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
     boxes = BoxSource(job.seed, image_paths(root))
     box_file = box_file_of(job.arm, source.true_boxes(job.seed), boxes, folder)
     settings = source.settings(job.seed) | {
+        "validation_frequency": validated_every(job.epochs, source.most_between),
         "seed": job.seed,
         "num_epochs": job.epochs,
         "learning_rate": job.learning_rate,
@@ -312,8 +318,11 @@ def write_report(args: argparse.Namespace) -> None:
     text = "\n\n".join(table for table in tables if table) + "\n"
     table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
     write_atomically(table, text)
-    plot(rows, picture)
-    print(f"{text}\nrows {args.csv}\ntable {table}\nplot {picture}")
+    drawn = find_spec("matplotlib") is not None
+    if drawn:
+        plot(rows, picture)
+    plotted = f"plot {picture}" if drawn else "no plot without matplotlib: pip install matplotlib"
+    return print(f"{text}\nrows {args.csv}\ntable {table}\n{plotted}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -355,8 +364,6 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what depends on other flags. Raises InputError for flags that do not go together."""
     import torch
 
-    if find_spec("matplotlib") is None:
-        raise InputError("the plot needs matplotlib: pip install matplotlib")
     args.stage = args.stage or "report"
     cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
     args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
