@@ -10,8 +10,11 @@ from check_env import (
     READY,
     REPOSITORY,
     UNKNOWN_DRIVER,
+    architecture_problem,
     cuda_problem,
     driver_of_nvidia_smi,
+    gpu_models,
+    index_needed,
     main,
     missing_packages,
     nvidia_driver,
@@ -134,13 +137,72 @@ def test_no_driver_and_usable_cuda_are_no_problem():
         ("580.65.06", "12.6", "see what nvidia-smi says"),
     ],
 )
-def test_a_driver_that_torch_cannot_use_stops_with_the_cure(driver, built_for, cure):
+def test_a_driver_that_torch_cannot_use_stops_with_the_cure(monkeypatch, driver, built_for, cure):
+    monkeypatch.setattr(check_env, "compute_capabilities", list)
     problem = cuda_problem(driver, False, "2.14", built_for)
     assert f"NVIDIA driver ({driver})" in problem
     assert (f"built for CUDA {built_for}" if built_for else "a build without CUDA") in problem
     assert cure in problem
     assert ("--index-url" in problem) == ("whl/" in cure)
     assert "SPRC_ALLOW_CPU=1" in problem
+
+
+@pytest.mark.parametrize(
+    ("driver", "capabilities", "index"),
+    [
+        (None, [], ""),
+        (UNKNOWN_DRIVER, [], ""),
+        ("580.65.06", [(8, 0)], ""),
+        ("535.183.01", [(8, 0)], "cu126"),
+        ("535.183.01", [], "cu126"),
+        ("580.65.06", [(7, 0), (7, 0)], "cu126"),  # V100: CUDA 13 has no code for it
+        ("580.65.06", [(7, 0), (12, 0)], ""),  # nothing fits both
+        ("470.1", [(8, 0)], ""),  # nothing fits: the check says so
+    ],
+)
+def test_the_build_to_install_fits_driver_and_gpus(monkeypatch, driver, capabilities, index):
+    assert index_needed(driver, capabilities) == (index and f"https://download.pytorch.org/whl/{index}")
+    monkeypatch.setenv("SPRC_TORCH_INDEX", "https://mirror/whl/")
+    assert index_needed(driver, capabilities) == (index and f"https://mirror/whl/{index}")
+
+
+def test_the_index_is_printed_alone(tmp_path, monkeypatch, capsys):
+    fake_nvidia_smi(tmp_path, monkeypatch, 'case "$1" in *compute_cap*) echo 7.0 ;; *) echo 580.65.06 ;; esac')
+    monkeypatch.setattr(check_env, "wanted_driver", lambda environ: driver_of_nvidia_smi())
+    assert main(["--torch-index"]) == READY
+    assert capsys.readouterr().out == "https://download.pytorch.org/whl/cu126\n"
+    monkeypatch.setattr(check_env, "wanted_driver", lambda environ: None)
+    assert main(["--torch-index"]) == READY
+    assert capsys.readouterr().out == "\n"
+
+
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "cure"),
+    [
+        ((7, 0), CUDA_13, "whl/cu126"),
+        ((8, 9), CUDA_13, None),  # code for 8.6 runs on it
+        ((12, 1), CUDA_13, None),
+        ((13, 0), CUDA_13, None),  # compiled when first run, of compute_120
+        ((10, 3), ["sm_50", "sm_90a"], "whl/cu130"),
+        ((3, 5), CUDA_13, "use another GPU"),
+        ((7, 0), [], None),
+    ],
+)
+def test_a_gpu_without_code_in_torch_stops_with_the_cure(capability, architectures, cure):
+    problem = architecture_problem(capability, architectures, "580.65.06", "2.15")
+    assert (problem is None) == (cure is None)
+    assert cure is None or (cure in problem and f"compute capability {capability[0]}.{capability[1]}" in problem)
+
+
+def test_another_kind_of_gpu_is_checked_anew(tmp_path):
+    for name, model in {"0": "Tesla V100", "1": "NVIDIA A100"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "information").write_text(f"Model: \t {model}\nIRQ: 7\n")
+    assert gpu_models(tmp_path) == "Model: \t NVIDIA A100, Model: \t Tesla V100"
+    assert gpu_models(tmp_path / "none") == ""
 
 
 def test_a_torchvision_that_does_not_load_is_named(monkeypatch):

@@ -22,6 +22,7 @@ FAKE_PYTHON = """#!/bin/bash
 echo "${0##*/} $*" >>"$CALLS"
 says() { echo "$2" >&2; exit "$1"; }
 case "$*" in
+  *--torch-index*) echo "${TORCH_INDEX:-}" ;;
   *check_env.py*)
     if [[ "$0" == *.venv* ]]; then says "${VENV_STATUS:-0}" "the venv's answer"; fi
     says "$ACTIVE_STATUS" "the active one's answer" ;;
@@ -178,6 +179,18 @@ def test_a_failed_install_is_done_again_in_the_same_venv(project):
     assert "PIP_INDEX_URL" in answer.stderr
     assert set_up(project, 1).returncode == 0
     assert venvs_and_installs(project) == (1, 2)
+
+
+def test_an_old_driver_or_gpu_gets_its_own_build_of_torch_and_the_rest_after_it(project):
+    index = "https://download.pytorch.org/whl/cu126"
+    answer = set_up(project, 1, TORCH_INDEX=index, PIP_DOES="exit 1")
+    assert answer.returncode == 2
+    assert f"torch from {index} (see above)" in answer.stderr and "SPRC_TORCH_INDEX=" in answer.stderr
+    assert set_up(project, 1, TORCH_INDEX=index).returncode == 0
+    pip = [line for line in (project.parent / "calls").read_text().splitlines() if "-m pip install" in line]
+    assert len(pip) == 3
+    assert pip[0] == pip[1] and pip[1].endswith(f"torch torchvision --index-url {index}")
+    assert pip[2].endswith(f"-r {project}/requirements.txt")
 
 
 def test_an_interrupted_install_starts_anew(project):

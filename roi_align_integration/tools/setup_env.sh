@@ -107,14 +107,28 @@ _sprc_make_venv() {
 }
 
 _sprc_install() {
+  local index
+  index="$("$PYTHON" "$SPRC_ROOT/roi_align_integration/tools/check_env.py" --torch-index)" || return
   echo "set-up: installing $1 into $SPRC_VENV: several GB with CUDA, 3 to 20 minutes, once"
   echo unfinished >"$SPRC_STAMP"
-  # One command for all, so that pip chooses torch and torchvision together.
-  if PIP_USER=0 "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$SPRC_ROOT/$1"; then
-    echo "$1 $2" >"$SPRC_STAMP"
-    return
+  # torch and torchvision in one command, so that pip chooses them together.
+  if [[ -n "$index" ]]; then
+    echo "set-up: torch for this machine's driver and GPU from $index"
+    _sprc_pip torch torchvision --index-url "$index" || _sprc_not_installed "torch from $index" \
+      "SPRC_TORCH_INDEX=https://mirrors.nju.edu.cn/pytorch/whl" || return
   fi
+  _sprc_pip -r "$SPRC_ROOT/$1" || _sprc_not_installed "$1" \
+    "PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple" || return
+  echo "$1 $2" >"$SPRC_STAMP"
+}
+
+_sprc_pip() {
+  PIP_USER=0 "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+# _sprc_not_installed WHAT MIRROR
+_sprc_not_installed() {
   rm "$SPRC_STAMP" # what is there is whole: the next run goes on from it
   _sprc_fail "pip could not install $1 (see above). Behind a slow line a mirror helps:
-  export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple"
+  export $2"
 }
