@@ -22,14 +22,16 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--output-folder", type=Path, default=REPOSITORY / "submission" / "CIRR", help="where the files go"
     )
-    output.add_argument("--rerank", action="store_true", help="refused: this fork has no re-ranking model")
+    output.add_argument(
+        "--rerank", nargs="?", const="true", metavar="BOOL", help="refused but for false: there is no re-ranking model"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
     """Write and check both files; returns their paths. Raises InputError where a flag or a file is wrong."""
     arguments = vars(build_parser().parse_args(argv))
-    if arguments["rerank"]:
+    if arguments["rerank"] not in (None, "False", "false", "0", "no"):
         raise InputError("--rerank: this fork has no re-ranking model; leave the flag out")
     folder = arguments.pop("output_folder")
     config = evaluation_config(arguments)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from argparse import Namespace
 
@@ -288,9 +289,17 @@ def test_upstreams_way_has_the_same_numbers(small_yaml):
 # --- YOLO -------------------------------------------------------------------------------------------------------------
 
 
-def test_yolo_without_ultralytics_says_how_to_get_it(demo, monkeypatch, tmp_path):
-    import sys
+def test_an_ultralytics_that_does_not_load_is_not_to_be_installed_again(tmp_path, monkeypatch):
+    from yolo_boxes import import_ultralytics
 
+    (tmp_path / "ultralytics.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "ultralytics", raising=False)
+    with pytest.raises(InputError, match=r"libGL\.so\.1.* apt install libgl1"):
+        import_ultralytics()
+
+
+def test_yolo_without_ultralytics_says_how_to_get_it(demo, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     with pytest.raises(InputError, match="pip install ultralytics"):
         run(tmp_path, "--cirr-root", str(demo), "--method", "yolo")

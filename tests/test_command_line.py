@@ -141,6 +141,8 @@ def test_wrong_flags_are_answered():
         blip_validate.main(["--dataset", "CIRR", "--model-path", "nowhere.pt"])
     with pytest.raises(InputError, match="--rerank"):
         cirr_test_submission.main(["--model-path", "nowhere.pt", "--rerank"])
+    with pytest.raises(InputError, match=r"no checkpoint at nowhere\.pt"):
+        cirr_test_submission.main(["--model-path", "nowhere.pt", "--rerank", "False"])
 
 
 @pytest.mark.parametrize("script", ["blip_fine_tune_2", "blip_validate", "cirr_test_submission"])

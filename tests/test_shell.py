@@ -31,9 +31,10 @@ case "$*" in
   *version_info*) [[ "$0" == *.venv* ]] || exit "${VERSION_STATUS:-0}" ;;
   *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
   *"-m pip install"*) eval "${PIP_DOES:-:}" ;;
-  *yolo_boxes.py*) exit "${YOLO_STATUS:-2}" ;;
-  *"import ultralytics"*) exit "${ULTRALYTICS_STATUS:-1}" ;;
-  *"import matplotlib"*) exit "${MATPLOTLIB_STATUS:-0}" ;;
+  *yolo_boxes.py*) says "${YOLO_STATUS:-2}" "error: no ultralytics" ;;
+  *"find_spec('ultralytics')"*) exit "${ULTRALYTICS_STATUS:-1}" ;;
+  *"find_spec('matplotlib')"*) exit "${MATPLOTLIB_STATUS:-0}" ;;
+  *cuda.is_available*) exit "${GPU_STATUS:-0}" ;;
   *get_weights.py*) says "${WEIGHTS_STATUS:-0}" "error: the weights' answer" ;;
   *blip_fine_tune_2.py*) echo "metrics"; echo "progress" >&2; exit "${TRAIN_STATUS:-0}" ;;
 esac
@@ -293,8 +294,10 @@ def test_a_test_run_without_data_says_so_and_takes_the_demo_dataset(project):
 
 def test_yolo_is_taken_where_it_can_be_had(project):
     answer = auto_train(project, "--test", YOLO_STATUS="0")
-    assert "boxes by hybrid" in answer.stdout
+    assert "boxes by hybrid\n\n" in answer.stdout
     assert calls(project, "--method hybrid") == 1
+    answer = auto_train(project, "--test")
+    assert "boxes by saliency\n(a detector's boxes hold objects more often, but no ultralytics)" in answer.stdout
 
 
 @pytest.mark.parametrize("method", ["yolo", "hybrid"])
@@ -332,6 +335,16 @@ def test_a_test_run_without_weights_takes_the_demo_dataset(project):
     assert answer.returncode == 0, answer.stderr
     assert "not here:\n  weights: the weights' answer\nso this run" in answer.stdout
     assert calls(project, "make_demo_dataset.py") == 1
+
+
+def test_a_test_run_without_a_gpu_takes_the_demo_dataset(project):
+    put_cirr(project)
+    answer = auto_train(project, "--test", GPU_STATUS="1")
+    assert answer.returncode == 0, answer.stderr
+    assert "not here:\n  a GPU: without one the full-size model takes hours\nso this run" in answer.stdout
+    assert calls(project, "make_demo_dataset.py") == 1
+    answer = auto_train(project, "--full", GPU_STATUS="1")  # who asks for it gets it
+    assert answer.returncode == 0 and "--data-path" in training_calls(project)[-1]
 
 
 def test_a_fault_of_the_search_is_no_missing_file(project):

@@ -17,8 +17,8 @@ usage() {
   cat <<'TEXT'
 usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | saliency | hybrid] [-- FLAGS]
 
-  --test     a short run. With CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100 triplets,
-             2 epochs. Without them: a generated demo dataset and the model `tiny`, on whatever device there is.
+  --test     a short run. With a GPU, CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100
+             triplets, 2 epochs. Without one of them: a generated demo dataset and the model `tiny`.
   --full     the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights
              that are not on this machine are downloaded. Goes on where it was interrupted.
   --compare  with --full: instead of one training, several without regions, with them, and with boxes that belong to
@@ -71,11 +71,12 @@ check_data() {
 
 # Sets METHOD, where no flag has, to the best that can be had; installs ultralytics where a flag asks for it.
 choose_method() {
+  local answer
   if [[ -z "$METHOD" ]]; then
     METHOD=saliency
-    if "$PYTHON" "$HERE/yolo_boxes.py" >/dev/null 2>&1; then METHOD=hybrid; fi
+    if answer="$("$PYTHON" "$HERE/yolo_boxes.py" 2>&1)"; then METHOD=hybrid; fi
     echo "boxes by $METHOD"
-    [[ "$METHOD" == hybrid ]] || echo "(a detector's boxes hold objects more often: --method yolo, or hybrid)"
+    [[ "$METHOD" == hybrid ]] || echo "(a detector's boxes hold objects more often, but ${answer#error: })"
   elif [[ "$METHOD" != saliency ]]; then
     need_package ultralytics "--method $METHOD" " (AGPL-3.0)"
   fi
@@ -83,7 +84,8 @@ choose_method() {
 
 # need_package NAME WHAT [LICENCE]: installs a package that WHAT needs into our own .venv; elsewhere that is the user's.
 need_package() {
-  if "$PYTHON" -c "import $1" 2>/dev/null; then return; fi
+  # What is there but does not load is no matter of installing: who uses it says what is wrong.
+  if "$PYTHON" -c "import importlib.util; exit(importlib.util.find_spec('$1') is None)"; then return; fi
   [[ "$PYTHON" == "$ROOT/.venv/"* ]] || fail "$2 needs $1 in the active environment: pip install $1${3:-}"
   echo "installing $1${3:-} into $ROOT/.venv"
   "$PYTHON" -m pip install --quiet --disable-pip-version-check "$1" || fail "pip could not install $1"
@@ -108,8 +110,13 @@ train() {
     --use-region-loss --box-file "$BOXES" "$@"
 }
 
+has_gpu() {
+  "$PYTHON" -c "import torch; exit(not torch.cuda.is_available())"
+}
+
 run_test() {
   check_data
+  [[ -n "$MISSING" ]] || has_gpu || MISSING="a GPU: without one the full-size model takes hours"
   if [[ -z "$MISSING" ]]; then
     make_boxes "$CIRR" "$DATA/cirr_trial_boxes_train" --max-triplets "$TRIAL_TRIPLETS"
     step "train and validate on CIRR, bounded"

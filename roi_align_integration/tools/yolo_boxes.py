@@ -15,6 +15,10 @@ from utils import run_main  # noqa: E402
 
 DEFAULT_WEIGHTS = REPOSITORY / "models" / "yolo" / "yolov8n.pt"
 INSTALL = "pip install ultralytics (its licence is AGPL-3.0), or use --method saliency"
+REPAIR = (
+    "it is there, but does not load. Where libGL or glib is missing: apt install libgl1 libglib2.0-0, or without root"
+    " pip uninstall opencv-python, then pip install opencv-python-headless; or use --method saliency"
+)
 
 
 def import_ultralytics():
@@ -24,7 +28,9 @@ def import_ultralytics():
     try:
         import ultralytics
     except ImportError as error:
-        raise InputError(f"--method yolo and hybrid need ultralytics ({error}): {INSTALL}") from error
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "ultralytics"
+        cure = INSTALL if absent else REPAIR
+        raise InputError(f"--method yolo and hybrid need ultralytics ({error}): {cure}") from error
     if not getattr(ultralytics.utils, "SAFE_LOAD", False):
         raise InputError(
             f"ultralytics {ultralytics.__version__} runs the code that a weight file holds: pip install -U ultralytics"
