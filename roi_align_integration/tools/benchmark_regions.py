@@ -333,7 +333,7 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--tune", dest="stage", action="store_const", const="tune", help="try the settings of every arm")
     stage.add_argument("--longer", dest="stage", action="store_const", const="longer", help="half as many steps more")
     stage.add_argument(
-        "--quick", dest="stage", action="store_const", const="quick", help="three arms, three seeds: 20 minutes"
+        "--quick", dest="stage", action="store_const", const="quick", help="three arms, three seeds: 15 minutes"
     )
     parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
     where = f"{CSV.relative_to(REPOSITORY)}; of --quick, other scenes and CIRR in --folder"
