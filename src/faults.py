@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed import World
-from lavis.common.errors import InputError
+from lavis.common.errors import InputError, first_line
 from lavis.common.files import write_atomically
 from stop_signals import NOTHING_NEW
 
@@ -34,7 +34,7 @@ def explained(memory_cure: str) -> Iterator[None]:
             raise InputError(memory_cure) from error
         if "DataLoader worker" in str(error):
             raise InputError(
-                f"a process that loads images ended: {str(error).splitlines()[0]} It may have been short of memory:"
+                f"a process that loads images ended: {first_line(error)} It may have been short of memory:"
                 f" lower --num-workers; {NOTHING_NEW}"
             ) from error
         raise

@@ -197,7 +197,7 @@ def test_a_gpu_without_code_in_torch_stops_with_the_cure(capability, architectur
     assert cure is None or (cure in problem and f"compute capability {capability[0]}.{capability[1]}" in problem)
 
 
-def test_another_kind_of_gpu_is_checked_anew(tmp_path):
+def test_the_kernel_names_its_gpus(tmp_path):
     for name, model in {"0": "Tesla V100", "1": "NVIDIA A100"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "information").write_text(f"Model: \t {model}\nIRQ: 7\n")
@@ -228,11 +228,13 @@ def slow_checks(monkeypatch) -> list:
     return calls
 
 
-def test_slow_checks_are_run_again_only_for_another_driver(tmp_path, monkeypatch, slow_checks):
+def test_slow_checks_are_run_again_only_for_another_driver_or_gpu(tmp_path, monkeypatch, slow_checks):
     flags = ["--passed", str(tmp_path / "passed")]
     assert [main(flags), main(flags), slow_checks] == [READY, READY, ["570.1"]]
     monkeypatch.setattr(check_env, "wanted_driver", lambda environ: "535.1")
     assert [main(flags), slow_checks] == [READY, ["570.1", "535.1"]]
+    monkeypatch.setattr(check_env, "gpu_models", lambda: "Model: Tesla V100")
+    assert [main(flags), main(flags), slow_checks] == [READY, READY, ["570.1", "535.1", "535.1"]]
 
 
 def test_a_fault_is_not_remembered_as_passed(tmp_path, monkeypatch, slow_checks, capsys):

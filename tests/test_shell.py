@@ -329,21 +329,24 @@ def test_a_test_run_on_cirr_is_bounded_and_downloads_nothing(project):
     assert calls(project, "get_weights.py --no-download") == 1
 
 
-def test_a_test_run_without_weights_takes_the_demo_dataset(project):
+@pytest.mark.parametrize(
+    ("status", "missing"),
+    [
+        ({"WEIGHTS_STATUS": "2"}, "weights: the weights' answer"),
+        ({"GPU_STATUS": "1"}, "a GPU: without one the full-size model takes hours"),
+    ],
+)
+def test_a_test_run_without_weights_or_a_gpu_takes_the_demo_dataset(project, status, missing):
     put_cirr(project)
-    answer = auto_train(project, "--test", WEIGHTS_STATUS="2")
+    answer = auto_train(project, "--test", **status)
     assert answer.returncode == 0, answer.stderr
-    assert "not here:\n  weights: the weights' answer\nso this run" in answer.stdout
+    assert f"not here:\n  {missing}\nso this run" in answer.stdout
     assert calls(project, "make_demo_dataset.py") == 1
 
 
-def test_a_test_run_without_a_gpu_takes_the_demo_dataset(project):
+def test_a_full_run_needs_no_gpu(project):
     put_cirr(project)
-    answer = auto_train(project, "--test", GPU_STATUS="1")
-    assert answer.returncode == 0, answer.stderr
-    assert "not here:\n  a GPU: without one the full-size model takes hours\nso this run" in answer.stdout
-    assert calls(project, "make_demo_dataset.py") == 1
-    answer = auto_train(project, "--full", GPU_STATUS="1")  # who asks for it gets it
+    answer = auto_train(project, "--full", GPU_STATUS="1")
     assert answer.returncode == 0 and "--data-path" in training_calls(project)[-1]
 
 

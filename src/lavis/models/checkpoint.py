@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lavis.common.errors import InputError
+from lavis.common.errors import InputError, first_line
 from lavis.common.files import atomic_writer
 from lavis.models.weight_names import POSITION_IDS, from_hub
 
@@ -138,7 +138,7 @@ def read_tensors(path: Path, cure: str, mapped: bool = False):
     except MemoryError:
         raise
     except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        reason = first_line(error).split(". ")[0]
         if reason.startswith("Weights only load failed"):  # torch's own advice would be to run what the file holds
             reason = "it holds something other than tensors, numbers and texts, and code in a file is never run"
         raise InputError(f"{path} cannot be read as a weight file ({reason}): {cure}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 from transformers import BertTokenizer
 
-from lavis.common.errors import InputError
+from lavis.common.errors import InputError, first_line
 from lavis.models.model_config import CONFIG_FOLDER
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -44,7 +44,7 @@ def find_vocabulary(source: str, download: bool = True) -> Path:
         try:
             return Path(huggingface_hub.hf_hub_download(source, "vocab.txt"))
         except Exception as error:  # the hub's client raises whatever its HTTP and xet libraries do
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
     raise InputError(
         f"no tokenizer {source!r}: put its vocab.txt (https://huggingface.co/{source}, 232 kB) into"
         f" {REPOSITORY / 'models' / source}, or set SPRC_TOKENIZER to the folder that holds it ({reason})"

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from tqdm import tqdm
 
-from lavis.common.errors import InputError
+from lavis.common.errors import InputError, first_line
 from lavis.models.checkpoint import read_weights
 from lavis.models.model_config import ModelConfig
 
@@ -157,8 +157,7 @@ def _try_hub(config: ModelConfig) -> Path | None:
     try:
         folder = Path(huggingface_hub.snapshot_download(config.hub_weights, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's client raises whatever its HTTP and xet libraries do
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        print(f"no download of {config.hub_weights}: {reason}", flush=True)
+        print(f"no download of {config.hub_weights}: {first_line(error)}", flush=True)
         return None
     for path in folder.glob("*.safetensors"):
         check_blob(path)
