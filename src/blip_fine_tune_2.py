@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from train_config import REGION_WEIGHTS, TrainConfig
-from utils import HelpFormatter, add_cache_flags, run_main, silence_all_but_rank_0
+from utils import HelpFormatter, add_cache_flags, run_main, silence_all_but_rank_0, user_path
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_data_flags(group) -> None:
     group.add_argument("--dataset", required=True, help="CIRR or FashionIQ, in any case")
     group.add_argument(
-        "--data-path", type=Path, help="folder of the dataset (default: cirr_dataset or fashionIQ_dataset, here)"
+        "--data-path", type=user_path, help="folder of the dataset (default: cirr_dataset or fashionIQ_dataset, here)"
     )
     group.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
     group.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
@@ -48,12 +48,16 @@ def _add_model_flags(group) -> None:
 
 
 def _add_training_flags(group) -> None:
-    group.add_argument("--num-epochs", type=int, help="epochs (default: CIRR 50, FashionIQ 30)")
+    group.add_argument(
+        "--num-epochs",
+        type=int,
+        help="epochs (default: CIRR 50, FashionIQ 30); with --resume how far to go, while the plan stays the run's",
+    )
     group.add_argument(
         "--schedule-epochs",
         type=int,
         help="epochs that the learning rate is planned for (default: CIRR 80, or the epochs if they are more; FashionIQ"
-        " the epochs)",
+        " the epochs); with --resume the rate follows a new plan from there",
     )
     group.add_argument(
         "--warmup",
@@ -91,7 +95,7 @@ def _add_training_flags(group) -> None:
 
 def _add_region_flags(group) -> None:
     group.add_argument("--use-region-loss", action="store_true", help="add a region-level contrastive loss")
-    group.add_argument("--box-file", type=Path, help="JSON file with the boxes of the training images")
+    group.add_argument("--box-file", type=user_path, help="JSON file with the boxes of the training images")
     group.add_argument(
         "--region-objective",
         choices=tuple(REGION_WEIGHTS),
@@ -131,9 +135,10 @@ def _add_output_flags(group) -> None:
     group.add_argument(
         "--resume",
         metavar="RUN|auto",
-        help="go on with the run in this folder; auto: with the last one in --output-folder, anew where there is none",
+        help="continue the run in this folder; auto: the last one in --output-folder with these settings and data, or"
+        " a new one",
     )
-    group.add_argument("--output-folder", type=Path, help="where the run's folder is made")
+    group.add_argument("--output-folder", type=user_path, help="where the run's folder is made")
 
 
 def parse_config(argv: list[str] | None = None) -> tuple[TrainConfig, Path | None]:
@@ -143,12 +148,12 @@ def parse_config(argv: list[str] | None = None) -> tuple[TrainConfig, Path | Non
     """
     settings = vars(build_parser().parse_args(argv))
     resume = settings.pop("resume")
-    config = TrainConfig(**settings)
     if resume is None:
-        return config, None
-    from resume import find_run, resumed_config  # heavy: torch
+        return TrainConfig(**settings), None
+    from resume import find_run, named_run, resumed_config  # heavy: torch
 
-    run_folder = find_run(resume, config)
+    config = TrainConfig(**settings) if resume == "auto" else None
+    run_folder = find_run(config) if resume == "auto" else named_run(resume)
     return (config, None) if run_folder is None else (resumed_config(run_folder, given_flags(argv)), run_folder)
 
 

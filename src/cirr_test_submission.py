@@ -12,7 +12,7 @@ from evaluation_run import (
 )
 from lavis.common.errors import InputError
 from train_config import TrainConfig
-from utils import REPOSITORY, HelpFormatter, run_main
+from utils import REPOSITORY, HelpFormatter, run_main, user_path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluation_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--output-folder", type=Path, default=REPOSITORY / "submission" / "CIRR", help="where the files go"
+        "--output-folder", type=user_path, default=REPOSITORY / "submission" / "CIRR", help="where the files go"
     )
     output.add_argument(
         "--rerank", nargs="?", const="true", metavar="BOOL", help="refused but for false: there is no re-ranking model"

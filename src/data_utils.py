@@ -200,7 +200,7 @@ class CIRRDataset(ImageDataset):
     ):
         if split not in self.SPLITS or mode not in self.MODES:
             raise InputError(f"CIRRDataset: split {split!r}, mode {mode!r}; use {self.SPLITS} and {self.MODES}")
-        root = Path(CIRR_ROOT if data_path is None else data_path).expanduser()
+        root = dataset_root(CIRR_ROOT, data_path)
         super().__init__(f"CIRR {split}", mode, root, read_image_split(root, split), preprocess, max_regions)
         self.split = split
         self.triplets = _read_captions(root, split, self.image_paths)
@@ -258,7 +258,7 @@ class FashionIQDataset(ImageDataset):
                 f"FashionIQDataset: split {split!r}, types {dress_types}, mode {mode!r}, gallery {gallery!r}; use"
                 f" {self.SPLITS}, {self.TYPES}, {self.MODES}, and split or captions"
             )
-        root = Path(FASHIONIQ_ROOT if data_path is None else data_path).expanduser()
+        root = dataset_root(FASHIONIQ_ROOT, data_path)
         if not root.is_dir():
             raise InputError(f"no folder {root}: give the folder that holds captions/ and images/ with --data-path")
         self.split = split
@@ -286,6 +286,22 @@ class FashionIQDataset(ImageDataset):
         return reference, self.load_image(reference), captions
 
 
+def dataset_root(default: Path, data_path: str | Path | None) -> Path:
+    """The folder of a dataset: `data_path`, or the repository's own."""
+    return Path(default if data_path is None else data_path).expanduser()
+
+
+def cirr_files(root: Path, split: str) -> tuple[Path, Path]:
+    """The captions file and the image list of a split of CIRR."""
+    folder = root / "cirr"
+    return folder / "captions" / f"cap.rc2.{split}.json", folder / "image_splits" / f"split.rc2.{split}.json"
+
+
+def fashioniq_files(root: Path, kind: str, split: str) -> tuple[Path, Path]:
+    """The captions file and the image list of a garment type and split of FashionIQ."""
+    return root / "captions" / f"cap.{kind}.{split}.json", root / "image_splits" / f"split.{kind}.{split}.json"
+
+
 def missing_files(root: Path, relative_paths: Iterable[str]) -> list[str]:
     """The paths, relative to `root`, at which there is no file: one listing per folder, not one call per file."""
     by_folder = defaultdict(list)
@@ -309,7 +325,7 @@ def read_image_split(root: Path, split: str) -> dict[str, str]:
     """name -> path relative to `root`, in file order, which is the order of the gallery."""
     if not root.is_dir():
         raise InputError(f"no folder {root}: give the folder that holds cirr/ and the images with --data-path")
-    path = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
+    _, path = cirr_files(root, split)
     paths = read_json(path, dict, CURE)
     for name, place in paths.items():
         if not isinstance(place, str) or os.path.isabs(place) or ".." in place.split("/"):
@@ -320,7 +336,7 @@ def read_image_split(root: Path, split: str) -> dict[str, str]:
 
 
 def _read_captions(root: Path, split: str, known_names: dict[str, str]) -> list[dict]:
-    path = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
+    path, _ = cirr_files(root, split)
     entries = read_json(path, list, CURE)
     if not entries:
         raise InputError(f"{path} holds no caption: download it anew")
@@ -354,7 +370,7 @@ def _entry_problem(entry, split: str, known_names: dict[str, str]) -> str | None
 
 def _read_fashioniq_list(root: Path, kind: str, split: str, entries: list[dict]) -> list[str]:
     """The gallery of a type, in which every image of its captions' `entries` must be."""
-    path = root / "image_splits" / f"split.{kind}.{split}.json"
+    captions, path = fashioniq_files(root, kind, split)
     names = read_json(path, list, CURE)
     wrong = [name for name in names if not isinstance(name, str) or "/" in name]
     if wrong or not names:
@@ -363,17 +379,12 @@ def _read_fashioniq_list(root: Path, kind: str, split: str, entries: list[dict])
     for index, entry in enumerate(entries):
         for name in _fashioniq_names(entry, split):
             if name not in known:
-                captions = _captions_path(root, kind, split)
                 raise InputError(f"{captions}: entry {index} names image {name!r}, which {path} does not list: {CURE}")
     return names
 
 
-def _captions_path(root: Path, kind: str, split: str) -> Path:
-    return root / "captions" / f"cap.{kind}.{split}.json"
-
-
 def _read_fashioniq_captions(root: Path, kind: str, split: str) -> list[dict]:
-    path = _captions_path(root, kind, split)
+    path, _ = fashioniq_files(root, kind, split)
     entries = read_json(path, list, CURE)
     if not entries:
         raise InputError(f"{path} holds no caption: download it anew")

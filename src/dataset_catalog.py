@@ -1,11 +1,34 @@
 """What each dataset brings to a run: training triplets, galleries to validate on, and how captions become sentences."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from data_utils import CIRRDataset, FashionIQDataset, ImageDataset, join_captions_randomly
+from data_utils import (
+    CIRR_ROOT,
+    FASHIONIQ_ROOT,
+    CIRRDataset,
+    FashionIQDataset,
+    ImageDataset,
+    cirr_files,
+    dataset_root,
+    fashioniq_files,
+    join_captions_randomly,
+)
 from preprocess import Preprocess
 from retrieval_task import Validation, cirr_validation, fashioniq_validation
 from train_config import TrainConfig
+
+
+def annotation_files(config: TrainConfig) -> dict[str, Path]:
+    """The annotation files that a training reads, by their place in the dataset's folder."""
+    if config.preset.tag == "fiq":
+        root = dataset_root(FASHIONIQ_ROOT, config.data_path)
+        train = [fashioniq_files(root, kind, "train")[0] for kind in FashionIQDataset.TYPES]
+        files = [*train, *(path for kind in FashionIQDataset.TYPES for path in fashioniq_files(root, kind, "val"))]
+    else:
+        root = dataset_root(CIRR_ROOT, config.data_path)
+        files = [path for split in ("train", "val") for path in cirr_files(root, split)]
+    return {path.relative_to(root).as_posix(): path for path in files}
 
 
 def open_triplets(config: TrainConfig, preprocess: Preprocess) -> ImageDataset:

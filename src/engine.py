@@ -139,6 +139,16 @@ def make_train_loader(dataset: Dataset, config: TrainConfig, device: torch.devic
     return make_loader(dataset, config.batch_size, config.num_workers, device, sampler=sampler, drop_last=True)
 
 
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> OneCycleLR:
+    """Upstream's OneCycleLR. Its rise must not be one step exactly, for it divides by the steps of the rise less one:
+    such a rise is made shorter by a hair, and the first step has the peak.
+    """
+    plan = config.schedule()
+    if plan["pct_start"] * (plan["epochs"] * steps_per_epoch) == 1:
+        plan["pct_start"] *= 1 - 1e-9
+    return OneCycleLR(optimizer, max_lr=config.learning_rate, steps_per_epoch=steps_per_epoch, **plan)
+
+
 class Optimization:
     """Upstream's AdamW and OneCycleLR, one step a batch, with the gradient scaling that fp16 needs."""
 
@@ -147,12 +157,8 @@ class Optimization:
         self.optimizer = torch.optim.AdamW(
             self.trainable, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.05, fused=True
         )
-        self.scheduler = OneCycleLR(
-            self.optimizer,
-            max_lr=config.learning_rate,
-            steps_per_epoch=steps_per_epoch,
-            **config.schedule(),
-        )
+        self.scheduler = make_schedule(self.optimizer, config, steps_per_epoch)
+        self.steps = 0
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype is torch.float16)
         self.precision = next(name for name, dtype in PRECISIONS.items() if dtype is runtime.dtype)
 
@@ -166,14 +172,14 @@ class Optimization:
         if not self.scaler.is_enabled():
             return 0
         done = max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
-        return self.scheduler.last_epoch - done
+        return self.steps - done
 
     def state_dict(self) -> dict:
         parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
-        return parts | {"precision": self.precision}
+        return parts | {"precision": self.precision, "steps": self.steps}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what `state_dict` gave; the schedule keeps its own length, which more epochs may have changed.
+        """Take over what `state_dict` gave; the schedule keeps its own length, which `--schedule-epochs` may change.
 
         Raises InputError where that was in another precision, as `auto` can be on another GPU.
         """
@@ -186,12 +192,23 @@ class Optimization:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"] | planned)
         self.scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
+        if place := min(self.steps, self.last_step):
+            self.scheduler.last_epoch = place - 1
+            self.scheduler.step()  # the rate at this place of the schedule, which may be another one than it was
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the schedule ends; later ones keep its last rate."""
+        return self.scheduler.total_steps - 1
 
     def step(self) -> None:
         """One step; the gradients are given back at its end, so that the next forward pass has their memory."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
+        self.steps += 1
+        if self.steps <= self.last_step:
+            self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
@@ -221,7 +238,7 @@ def train_one_epoch(
     with tqdm(loader, desc=f"epoch {epoch}", initial=first, total=length, dynamic_ncols=True) as bar:
         for step, batch in enumerate(bar, start=first):
             samples = make_samples(batch)
-            losses = gradients(samples, config.loss_weights((epoch + step / length) / config.num_epochs))
+            losses = gradients(samples, config.loss_weights(config.progress_at(epoch + step / length)))
             optimization.step()
             meter.add(losses | samples.get("statistics", {}))
             watch.add(step, losses, batch)
@@ -345,6 +362,7 @@ def fit(
     progress = Progress(Best(config.preset.monitor))
     if state is not None:
         progress = restore(state, run_folder, model, optimization, world)
+        say_the_plan(config, optimization)
     gradients = Gradients(model, runtime.autocast, optimization.scaler.scale, config.micro_batch, world)
     watch = LossWatch(model, run_folder, world)
     with StopSignals() as signals:
@@ -365,6 +383,21 @@ def fit(
             progress.next_epoch()
         saver.save()
     return progress.best
+
+
+def say_the_plan(config: TrainConfig, optimization: Optimization) -> None:
+    """Print what a run trains with that continues for another number of epochs than it began with."""
+    rated, begun = config.schedule()["epochs"], config.planned_epochs
+    if config.num_epochs > rated:
+        rate = optimization.optimizer.param_groups[0]["min_lr"]
+        print(
+            f"note: this run planned its learning rate for {rated} epochs. After them it stays at {rate:.1e}, with"
+            f" which little changes; --schedule-epochs {config.num_epochs} makes a new plan",
+            flush=True,
+        )
+    if config.num_epochs != begun and config.use_region_loss:
+        end = config.loss_weights(config.progress_at(config.num_epochs))["loss_region"]
+        print(f"note: the region weight keeps to the {begun} epochs that this run began with; it ends at {end:g}")
 
 
 def finish_epoch(

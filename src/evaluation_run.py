@@ -8,11 +8,11 @@ from pathlib import Path
 from lavis.common.errors import InputError
 from lavis.common.files import read_json
 from train_config import SETTINGS_FILE, TrainConfig, find_preset
-from utils import add_cache_flags
+from utils import add_cache_flags, user_path
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 # What a checkpoint was trained with, and is evaluated with where no flag says otherwise.
-OF_RUN = ("blip_model_name", "backbone", "transform", "target_ratio")
+OF_RUN = {"blip_model_name": str, "backbone": str, "transform": str, "target_ratio": float}
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +20,12 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     `OF_RUN` is the checkpoint's run's, where its folder is there.
     """
     model = parser.add_argument_group("model")
-    model.add_argument("--model-path", type=Path, required=True, help="checkpoint (.pt) to evaluate")
+    model.add_argument("--model-path", type=user_path, required=True, help="checkpoint (.pt) to evaluate")
     model.add_argument("--blip-model-name", help="registered name of the model")
     model.add_argument("--backbone", help="pretrain, pretrain_vitL, tiny, or the path of a model's YAML file")
     model.add_argument("--drop-region-proj", action="store_true", help="leave out a region_proj of another shape")
     data = parser.add_argument_group("data")
-    data.add_argument("--data-path", type=Path, help="folder of the dataset (default: as for training)")
+    data.add_argument("--data-path", type=user_path, help="folder of the dataset (default: as for training)")
     data.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
     data.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
     data.add_argument("--num-workers", type=int, help="processes that load images")
@@ -64,7 +64,12 @@ def settings_of_run(model_path: Path) -> dict:
     if not path.is_file():
         return {}
     saved = read_json(path, dict, "remove it, and give the flags of the run")
-    found = {name: saved[name] for name in OF_RUN if name in saved}
+    from run_inputs import kept_backbone  # heavy: torch
+
+    found = {name: saved[name] for name in OF_RUN if name in saved} | kept_backbone(path.parent)
+    wrong = [name for name, value in found.items() if not isinstance(value, (OF_RUN[name], int))]
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]} is {found[wrong[0]]!r}: remove the file, and give the flags of the run")
     print("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavis.common.errors import InputError
-from utils import REPOSITORY
+from utils import REPOSITORY, absolute
 
 
 def cirr_schedule(num_epochs: int) -> dict[str, float]:
@@ -61,7 +61,7 @@ class RegionWeight:
     until: float | None = None
 
     def at(self, progress: float) -> float:
-        """The weight at `progress`, 0 at the first step and 1 behind the last."""
+        """The weight at `progress`: 0 at the first step, 1 after the last one of the plan, more after that."""
         return self.start if self.until is None else self.start * max(0.0, 1 - progress / self.until)
 
 
@@ -79,12 +79,19 @@ REGION_WEIGHTS = {
 LAST_FILE = "tuned_clip_last.pt"
 STATE_FILE = "training_state.pt"
 SETTINGS_FILE = "training_hyperparameters.json"
+BACKBONE_FILE = "backbone.yaml"
 # What may differ between a run and its continuation: how far it goes, where things lie, and what changes no number
 # beyond its rounding; of the precision only the name, `auto` for what it is on another GPU.
 FREE_TO_CHANGE = (
-    "num_epochs", "data_path", "weights", "box_file", "output_folder", "num_workers", "save_every", "micro_batch",
-    "cache_device", "save_memory", "memory_mib", "feature_cache", "precision",
+    "num_epochs", "planned_epochs", "schedule_epochs", "data_path", "weights", "box_file", "output_folder",
+    "num_workers", "save_every", "micro_batch", "cache_device", "save_memory", "memory_mib", "feature_cache",
+    "precision",
 )  # fmt: skip
+
+
+def is_yaml(backbone: str) -> bool:
+    """Whether a backbone is the path of a YAML file, and no name."""
+    return backbone.endswith((".yaml", ".yml"))
 
 
 def find_preset(dataset: str) -> Preset:
@@ -119,6 +126,10 @@ class TrainConfig:
     every image of the split list, `captions` only those that a caption names. `precision` is `auto` (to train on
     CUDA bf16, or fp16 where there is none; else fp32), `fp16`, `bf16` or `fp32`; `batch_size` is that of each process;
     `micro_batch` bounds what of it is in memory at a time; `memory_mib` bounds the temporaries of the ranking.
+
+    Paths become absolute, and `~` the user's folder, so that they hold from any working directory. `planned_epochs` is
+    set for a run that continues for another number of epochs: the number that it began with, to which its learning
+    rate and the region weight keep.
     """
 
     dataset: str
@@ -135,6 +146,7 @@ class TrainConfig:
     weights: str | None = None
     drop_region_proj: bool = False
     num_epochs: int | None = None
+    planned_epochs: int | None = None
     schedule_epochs: int | None = None
     warmup: float | None = None
     batch_size: int = 128
@@ -166,6 +178,7 @@ class TrainConfig:
         for name, value in self.preset.settings.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        self._make_paths_absolute()
         positive = ("num_epochs", "batch_size", "validation_frequency", "learning_rate", "memory_mib")
         for name in [n for n in positive if not 0 < getattr(self, n) < math.inf]:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
@@ -186,10 +199,19 @@ class TrainConfig:
     def preset(self) -> Preset:
         return find_preset(self.dataset)
 
+    def _make_paths_absolute(self) -> None:
+        for name in ("data_path", "box_file", "output_folder"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, absolute(getattr(self, name)))
+        words = {"weights": self.weights in (None, "", "random"), "feature_cache": self.feature_cache == "off"}
+        words["backbone"] = not is_yaml(self.backbone)
+        for name in [name for name, is_word in words.items() if not is_word]:
+            object.__setattr__(self, name, str(absolute(getattr(self, name))))
+
     def _check_schedule(self) -> None:
-        planned = self.schedule_epochs
-        if planned is not None and planned < self.num_epochs:
-            raise InputError(f"--schedule-epochs {planned} is less than the {self.num_epochs} epochs to run")
+        planned, needed = self.schedule_epochs, self.planned_epochs or self.num_epochs
+        if planned is not None and planned < needed:
+            raise InputError(f"--schedule-epochs {planned} is less than the {needed} epochs to run")
         if self.warmup is not None and not 0 < self.warmup < 1:
             raise InputError(f"--warmup is a part of the schedule, between 0 and 1, not {self.warmup}")
 
@@ -222,8 +244,12 @@ class TrainConfig:
                         f"--{name.replace('_', '-')} has no effect without {switch}: give both, or neither"
                     )
 
+    def progress_at(self, epochs: float) -> float:
+        """How much of the plan has been done after `epochs`: 0 at the start, 1 at its end, more after it."""
+        return epochs / (self.planned_epochs or self.num_epochs)
+
     def loss_weights(self, progress: float = 0.0) -> dict[str, float]:
-        """Name of a loss -> its weight at `progress`, 0 to 1. A loss without a weight is an error of the engine."""
+        """Name of a loss -> its weight at `progress` of the plan. A loss without a weight is an error of the engine."""
         weights = {"loss_itc": 1.0, "loss_rtc": self.loss_rtc, "loss_align": self.loss_align}
         if self.use_region_loss:
             given = RegionWeight(self.loss_region, self.loss_region_until)
@@ -233,7 +259,7 @@ class TrainConfig:
 
     def schedule(self) -> dict[str, float]:
         """Arguments of OneCycleLR but its peak and the steps of an epoch."""
-        planned = self.preset.schedule(self.schedule_epochs or self.num_epochs)
+        planned = self.preset.schedule(self.schedule_epochs or self.planned_epochs or self.num_epochs)
         given = {"epochs": self.schedule_epochs, "pct_start": self.warmup}
         return planned | {name: value for name, value in given.items() if value is not None}
 

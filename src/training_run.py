@@ -26,8 +26,9 @@ from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
 from preprocess import build_preprocess
 from retrieval_task import Validation
+from run_inputs import input_fingerprints, keep_backbone
 from train_config import LAST_FILE, SETTINGS_FILE, TrainConfig
-from training_state import Best, box_fingerprint, read_state
+from training_state import Best, read_state
 
 
 def run_training(config: TrainConfig, resumed: Path | None = None) -> Best:
@@ -77,6 +78,7 @@ def _train_in(
 ) -> Best:
     """Train in a folder that this run alone holds: from here on files are written."""
     if runtime.world.is_main:
+        keep_backbone(config, run_folder)
         write_hyperparameters(config, runtime, run_folder)
     print(f"{len(train_set)} triplets; {validation}; {runtime.device}; run {run_folder}", flush=True)
     triplets = TrainingTriplets(train_set)
@@ -144,7 +146,7 @@ def make_run_folder(config: TrainConfig) -> Path:
 def write_hyperparameters(config: TrainConfig, runtime: engine.Runtime, run_folder: Path) -> None:
     versions = {m.__name__: m.__version__ for m in (torch, timm, transformers)} | {"python": platform.python_version()}
     settings = asdict(config) | {"ran_on": str(runtime.device), "dtype": str(runtime.dtype), "versions": versions}
-    settings |= {"processes": runtime.world.size, "boxes": box_fingerprint(config.box_file)}
+    settings |= {"processes": runtime.world.size, "inputs": input_fingerprints(config)}
     write_atomically(run_folder / SETTINGS_FILE, json.dumps(settings, indent=2, default=str))
 
 

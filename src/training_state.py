@@ -3,7 +3,6 @@
 import hashlib
 import random
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from distributed import ALONE, World
 from lavis.common.errors import InputError
 from lavis.common.files import atomic_writer, write_atomically
-from lavis.models.checkpoint import read_tensors
+from lavis.models.checkpoint import check_names, read_tensors
+from run_inputs import input_fingerprints
 from train_config import STATE_FILE, TrainConfig
 
 FROZEN = "visual_encoder."
@@ -79,7 +79,7 @@ def save_state(
     state = {
         "config": {name: _plain(value) for name, value in asdict(config).items()},
         "frozen": frozen_fingerprint(model),
-        "boxes": box_fingerprint(config.box_file),
+        "inputs": input_fingerprints(config),
         "model": {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)},
         "optimization": optimization.state_dict(),
         "random": random_states,
@@ -108,7 +108,7 @@ def read_state(run_folder: Path) -> dict:
     if not path.is_file():
         raise InputError(f"no {STATE_FILE} in {run_folder}: give the folder of a run of this version that had begun")
     state = read_tensors(path, "the run cannot go on: start another")
-    if not isinstance(state, dict) or "config" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
         raise InputError(f"{path} is not the state of a run: give the folder of a run of this version")
     return state
 
@@ -116,7 +116,8 @@ def read_state(run_folder: Path) -> dict:
 def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world: World = ALONE) -> Progress:
     """Bring model, optimizer, schedule, random states and CSV files back to where `state` was saved.
 
-    Raises InputError where the frozen ViT or the precision is not that of the run, or there were more or fewer ranks.
+    Raises InputError if the frozen ViT, the model or the precision is not that of the run, if there were more or fewer
+    ranks, or if the state asks to write another file than the run's.
     """
     if len(state["random"]) != world.size:
         raise InputError(
@@ -128,16 +129,31 @@ def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world
             f"the ViT's weights, or their type, are not those that {run_folder} was trained with: give the same"
             " --weights and kind of --device"
         )
-    frozen = {name: value for name, value in model.state_dict().items() if name.startswith(FROZEN)}
-    model.load_state_dict(state["model"] | frozen)
-    for name, text in state["csv"].items() if world.is_main else ():
-        if text is None:
-            (run_folder / name).unlink(missing_ok=True)
-        else:
-            write_atomically(run_folder / name, text)
+    own = model.state_dict()
+    check_names(state["model"], {n: v for n, v in own.items() if not n.startswith(FROZEN)}, run_folder / STATE_FILE)
+    model.load_state_dict(own | state["model"])
+    if world.is_main:
+        restore_csv_files(state["csv"], run_folder)
     set_random_state(state["random"][world.rank], model.device)
     meter = LossMeter(state["sums"][world.rank], state["count"])
     return Progress(Best(**state["best"]), state["epoch"], state["step"], meter)
+
+
+def restore_csv_files(texts: dict[str, str | None], run_folder: Path) -> None:
+    """Bring the CSV files of a run back: the text of each, or None if there was none yet.
+
+    Raises InputError for any other name: a name in a state never becomes a path.
+    """
+    if {*texts} != {*CSV_FILES} or not all(isinstance(text, str | None) for text in texts.values()):
+        raise InputError(
+            f"{run_folder / STATE_FILE} holds the files {', '.join(map(repr, texts))}, and a run's are"
+            f" {', '.join(CSV_FILES)}: it was not written by this project, so it is not used"
+        )
+    for name in CSV_FILES:
+        if texts[name] is None:
+            (run_folder / name).unlink(missing_ok=True)
+        else:
+            write_atomically(run_folder / name, texts[name])
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
@@ -156,12 +172,6 @@ def frozen_fingerprint(model: nn.Module) -> str:
             part = flat[first : first + min(stride, PART_LENGTH)].cpu().contiguous()
             digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@cache
-def box_fingerprint(path: Path | None) -> str | None:
-    """SHA-256 of a box file as this process has first seen it; None without one."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 
 def random_state(device: torch.device) -> dict:

@@ -61,6 +61,22 @@ def silence_all_but_rank_0() -> None:
         os.environ["TQDM_DISABLE"] = "1"
 
 
+def absolute(path: str | Path) -> Path:
+    """A path that the user has written, from the root: `~` is a home folder, also in `--flag=~/x`.
+
+    Raises InputError for the home folder of a user that is not there.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}; write the whole path") from error
+
+
+def user_path(text: str) -> Path:
+    """An argparse type: a path as it was typed, but for `~`."""
+    return absolute(text) if text.startswith("~") else Path(text)
+
+
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     value = int(text)

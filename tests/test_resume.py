@@ -19,10 +19,11 @@ from engine import choose_runtime
 from lavis.common import files
 from lavis.common.errors import InputError
 from resume import find_run
+from run_inputs import file_fingerprint
 from stop_signals import Stopped, StopSignals, leave_signals_to_parent
 from train_config import STATE_FILE, TrainConfig, save_interval
 from training_run import write_hyperparameters
-from training_state import box_fingerprint, random_state, read_state, set_random_state
+from training_state import random_state, read_state, set_random_state
 
 SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
 COMPARED = ("train_metrics.csv", "validation_metrics.csv", "saved_models/tuned_clip_last.pt",
@@ -128,7 +129,7 @@ def struck_and_resumed(demo, small_yaml, output, monkeypatch, name: str, number:
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("replace", 3), ("replace", 8), ("fsync", 6), ("fsync", 17), ("write", 5000)]
+    ("name", "number"), [("replace", 4), ("replace", 9), ("fsync", 8), ("fsync", 19), ("write", 5000)]
 )
 def test_a_fault_loses_nothing(whole, demo, small_yaml, tmp_path, monkeypatch, name, number):
     assert struck_and_resumed(demo, small_yaml, tmp_path, monkeypatch, name, number)
@@ -341,14 +342,14 @@ def test_auto_takes_the_last_run_with_these_settings_or_starts_anew(demo, small_
         (folder / STATE_FILE).touch()
         write_hyperparameters(settings, choose_runtime("cpu"), folder)
         os.utime(folder / STATE_FILE, (time.time() - age,) * 2)
-    assert find_run("auto", config).name.endswith("_new")
-    assert find_run("auto", replace(config, num_epochs=9, num_workers=3)).name.endswith("_new")
-    assert find_run("auto", other).name.endswith("_other")
-    assert find_run("auto", replace(config, precision="fp32")) is None
+    assert find_run(config).name.endswith("_new")
+    assert find_run(replace(config, num_epochs=9, num_workers=3)).name.endswith("_new")
+    assert find_run(other).name.endswith("_other")
+    assert find_run(replace(config, precision="fp32")) is None
     assert "differs in --batch-size, --seed, --precision" in capsys.readouterr().out
     assert capsys.readouterr().out == ""
     boxes = replace(config, use_region_loss=True, box_file=Path("boxes.json"))
-    assert find_run("auto", boxes) is None
+    assert find_run(boxes) is None
     said = capsys.readouterr().out
     assert "a new run begins" in said
     assert "differs in --box-file, --batch-size, --use-region-loss" in said
@@ -373,7 +374,7 @@ def test_a_box_file_that_was_made_again_is_not_gone_on_with(demo, small_yaml, tm
     blip_fine_tune_2.main(words)
     folder = run_folder(tmp_path / "runs")
     assert blip_fine_tune_2.parse_config(words)[1] == folder
-    box_fingerprint.cache_clear()  # as in another process
+    file_fingerprint.cache_clear()  # as in another process
     boxes.write_text(boxes.read_text().replace("[[", "[[0.1, 0.1, 0.9, 0.9], [", 1))
     capsys.readouterr()
     assert blip_fine_tune_2.parse_config(words)[1] is None

@@ -41,8 +41,8 @@ from region_table import (  # noqa: E402
 
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import read_json, write_atomically  # noqa: E402
+from run_inputs import file_fingerprint  # noqa: E402
 from train_config import TrainConfig  # noqa: E402
-from training_state import box_fingerprint  # noqa: E402
 from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
@@ -232,14 +232,14 @@ def train_job(folder: Path) -> None:
     settings = read_json(folder / "settings.json", dict, "remove the folder")["config"]
     paths = ("data_path", "output_folder", "box_file")
     config = TrainConfig(**settings | {name: Path(settings[name]) for name in paths if settings.get(name)})
-    run_training(config, find_run("auto", config))
+    run_training(config, find_run(config))
 
 
 def run_job(job: Job, source: Demo | Cirr, args: argparse.Namespace) -> list[Row]:
     """Train in a process of its own -> its rows. Raises InputError that names the log where it fails."""
     folder, start = args.folder / "runs" / job.name, time.perf_counter()
     settings = job_settings(job, source, folder)
-    boxes = None if ARMS[job.arm].objective is None else box_fingerprint(source.true_boxes(job.seed))
+    boxes = None if ARMS[job.arm].objective is None else file_fingerprint(source.true_boxes(job.seed))
     write_settings(folder / "settings.json", {"config": settings, "boxes": boxes})
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
     with (folder / "log.txt").open("ab") as log:
