@@ -12,7 +12,7 @@ from utils import add_cache_flags, user_path
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 # What a checkpoint was trained with, and is evaluated with where no flag says otherwise.
-OF_RUN = {"blip_model_name": str, "backbone": str, "transform": str, "target_ratio": float}
+OF_RUN = {"blip_model_name": str, "backbone": str, "transform": str, "target_ratio": int | float}
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def settings_of_run(model_path: Path) -> dict:
     from run_inputs import kept_backbone  # heavy: torch
 
     found = {name: saved[name] for name in OF_RUN if name in saved} | kept_backbone(path.parent)
-    wrong = [name for name, value in found.items() if not isinstance(value, (OF_RUN[name], int))]
+    wrong = [name for name, value in found.items() if not isinstance(value, OF_RUN[name])]
     if wrong:
         raise InputError(f"{path}: {wrong[0]} is {found[wrong[0]]!r}: remove the file, and give the flags of the run")
     print("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()), flush=True)

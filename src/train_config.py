@@ -113,7 +113,7 @@ def save_interval(text: str) -> tuple[int, float]:
         value = float(text.removesuffix("m")) if minutes else int(text)
     except ValueError:
         value = 0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise InputError(f"--save-every is epoch, a number of steps, or minutes as 15m, not {text!r}")
     return (0, 60 * value) if minutes else (value, 0.0)
 

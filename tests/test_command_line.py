@@ -118,6 +118,10 @@ def test_an_evaluation_has_the_settings_of_the_run(tmp_path, capsys):
     found = config("--target-ratio", "2")
     assert (found.backbone, found.transform, found.target_ratio, found.seed) == ("pretrain_vitL", "squarepad", 2, 0)
     assert "settings of the run: backbone pretrain_vitL, transform squarepad" in capsys.readouterr().out
+    for name, value in (("backbone", 5), ("transform", None), ("target_ratio", "wide")):
+        (tmp_path / "run" / "training_hyperparameters.json").write_text(json.dumps(trained | {name: value}))
+        with pytest.raises(InputError, match=f"{name} is {value!r}: remove the file, and give the flags of the run"):
+            config()
 
 
 def test_an_evaluation_is_one_process(tmp_path, monkeypatch):

@@ -416,6 +416,6 @@ def test_every_random_state_comes_back():
 
 def test_save_intervals():
     assert [save_interval(text) for text in ("epoch", "20", "15m", "0.5m")] == [(0, 0), (20, 0), (0, 900), (0, 30)]
-    for text in ("0", "-3", "2h", "m", ""):
+    for text in ("0", "-3", "2h", "m", "", "infm", "nanm"):
         with pytest.raises(InputError, match="--save-every"):
             TrainConfig("CIRR", save_every=text)
