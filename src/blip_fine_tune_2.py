@@ -181,4 +181,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, in_group=True)

@@ -1,20 +1,25 @@
-"""The processes of a training that `torchrun` starts, one a device: who this one is, and what they tell each other."""
+"""The processes of a training that a launcher starts, one a device: what they tell each other."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Timer
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from launch import Launch, find_launch
+from lavis.common.errors import InputError, first_line
 from lavis.models.blip2_models.features import joined_features
 
 # Longer than rank 0 scores a validation or writes a checkpoint, while the others wait for it.
 TIMEOUT = timedelta(minutes=30)
+SECONDS_OF_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -112,21 +117,39 @@ class World:
 ALONE = World()
 
 
-def local_rank() -> int | None:
-    """Which of this machine's processes this is, where `torchrun` has started it."""
-    return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else None
-
-
 def join_world(device: torch.device) -> World:
-    """Meet the other processes: NCCL between CUDA devices, gloo between CPUs. Without `torchrun` this one is alone."""
-    if not dist.is_torchelastic_launched():
+    """Meet the other processes of the launcher: NCCL between CUDA devices, gloo between CPUs. Alone without a launcher.
+
+    Raises InputError if they do not come.
+    """
+    launch = find_launch()
+    if launch is None:
         return ALONE
-    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+    if launch.on_this_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on this machine: nobody else is to reach them
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    with _impatient(launch):
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def _impatient(launch: Launch) -> Iterator[None]:
+    """Say whom this process waits for, after some seconds; raise InputError if they have not come in the end."""
+    awaited = f"all {launch.size} processes at {launch.address} (this one is rank {launch.rank})"
+    told = Timer(SECONDS_OF_PATIENCE, lambda: print(f"waiting for {awaited}", file=sys.stderr, flush=True))
+    told.daemon = True
+    told.start()
+    try:
+        yield
+    except dist.DistError as error:
+        raise InputError(
+            f"{awaited} should have met, and did not ({first_line(error)}): start them all, with the same WORLD_SIZE,"
+            " MASTER_ADDR and MASTER_PORT, or use torchrun"
+        ) from error
+    finally:
+        told.cancel()
 
 
 def leave_world() -> None:

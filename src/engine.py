@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from tqdm import tqdm
 
 from data_utils import collate_fn
-from distributed import ALONE, World, local_rank
+from distributed import ALONE, World
 from faults import LossWatch
 from gradients import Gradients
+from launch import find_launch
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
 from lavis.models.checkpoint import save_model
@@ -53,20 +55,12 @@ class Runtime:
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
-    """`auto` takes CUDA where there is one, the device of this process's own under `torchrun`; and there bf16, or fp16
-    on a device that does not compute in it, to train, and as upstream fp32 to evaluate (but for the ViT).
+    """`auto` takes CUDA where there is one, the device of this process's own in a group; and there bf16, or fp16 on a
+    device that does not compute in it, to train, and as upstream fp32 to evaluate (but for the ViT).
 
     Raises InputError for what this machine cannot do.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        chosen = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {device!r} is not a device: use auto, cpu, cuda or cuda:N") from error
-    if chosen.type == "cuda" and chosen.index is None and local_rank() is not None:
-        chosen = torch.device("cuda", local_rank())
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {chosen}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    chosen = choose_device(device)
     scoring = "fp32" if precision == "auto" else precision
     precision = best_precision(chosen) if precision == "auto" else precision
     if precision not in PRECISIONS:
@@ -76,11 +70,30 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     return Runtime(chosen, PRECISIONS[precision], PRECISIONS[scoring])
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu`, `cuda` or `cuda:N`; of `cuda` without a number this process's own in a group.
+
+    Raises InputError for any other, and for one that is not there.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name!r} is not a device that this project runs on: use auto, cpu, cuda or cuda:N")
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    launch = find_launch()
+    if chosen.type == "cuda" and chosen.index is None and launch is not None:
+        if launch.local_rank is None:
+            raise InputError("LOCAL_RANK, the number of this process on its machine, is not set: it names its GPU")
+        chosen = torch.device("cuda", launch.local_rank)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {chosen}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    return chosen
+
+
 def best_precision(device: torch.device) -> str:
-    """The precision of `auto`."""
+    """The precision of `auto` on this device: torch answers for the current one."""
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    with torch.cuda.device(device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def derived_seed(seed: int, epoch: int, rank: int = 0) -> int:
@@ -282,9 +295,16 @@ def score_queries(model: nn.Module, task: RetrievalTask, config: TrainConfig, ru
             features, image_embeds = model.extract_target_features(task.gallery.on_device(images, runtime.device))
             targets.append(features.to(keep_on))
             query_features |= _encode_queries(model, task, queries_of, names, image_embeds, at_once)
-    columns = _in_order(torch.cat(targets), torch.tensor(share.indices), runtime.world)  # (N, Q, E)
-    queries = _in_order(torch.stack(list(query_features.values())), torch.tensor(list(query_features)), runtime.world)
+    numbers, queries = torch.tensor(list(query_features), dtype=torch.long), list(query_features.values())
+    no_rows = _no_rows(model, runtime.device)  # of this rank, if its share is empty or holds no query's reference
+    columns = _in_order(torch.cat([no_rows.to(keep_on), *targets]), torch.tensor(share.indices), runtime.world)
+    queries = _in_order(torch.stack(queries) if queries else no_rows[:, 0], numbers, runtime.world)
     return gallery_scores(queries if runtime.world.is_main else queries[:0], columns, config.memory_mib)
+
+
+def _no_rows(model: nn.Module, device: torch.device) -> Tensor:
+    """(0, Q, E): the target tokens of no image."""
+    return torch.zeros(0, model.config.qformer.num_query_token, model.config.embed_dim, device=device)
 
 
 def _in_order(rows: Tensor, numbers: Tensor, world: World) -> Tensor:

@@ -1,7 +1,6 @@
 """What the two evaluation scripts share: their flags, and the model that they evaluate."""
 
 import argparse
-import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -46,11 +45,9 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
 def evaluation_config(arguments: dict, dataset: str = "CIRR") -> TrainConfig:
     """The fields of `TrainConfig` among the arguments, and of the checkpoint's run.
 
-    Raises InputError for an unknown dataset, no checkpoint, or several processes.
+    Raises InputError for an unknown dataset, or no checkpoint.
     """
     find_preset(dataset)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError("torchrun is for training: an evaluation is one process, started by python")
     if not arguments["model_path"].is_file():
         raise InputError(f"no checkpoint at {arguments['model_path']}: give the path of a .pt file as --model-path")
     given = {name: value for name, value in arguments.items() if name in DEFAULTS and name != "dataset"}

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from launch import find_launch, require_one_process, speaker, tell_the_launcher
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically as write_atomically
 from stop_signals import Stopped
@@ -29,19 +30,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def run_main(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None], in_group: bool = False) -> None:
     """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace.
 
-    `--debug`, which every script takes, shows the trace of bad input too.
+    `--debug`, which every script takes, shows the trace of bad input too. `in_group` is for the script that several
+    processes may run together.
     """
     debug = DEBUG in sys.argv
     sys.argv = [word for word in sys.argv if word != DEBUG]
     try:
+        if not in_group:
+            require_one_process()
         main()
     except InputError as error:
+        before = speaker()
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{before}error: {error}", file=sys.stderr, flush=True)
+        tell_the_launcher(f"error: {error}")
         sys.exit(2)
     except Stopped as stop:
         print(stop, file=sys.stderr)
@@ -52,11 +58,12 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def silence_all_but_rank_0() -> None:
-    """No output and no progress bars of `torchrun`'s other processes; errors stay.
+    """No output and no progress bars of a group's other processes; errors stay.
 
     tqdm reads its environment when it is imported, and torch's and transformers' packages import it: this comes first.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+    launch = find_launch()
+    if launch is not None and launch.rank != 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
         os.environ["TQDM_DISABLE"] = "1"
 

@@ -124,13 +124,6 @@ def test_an_evaluation_has_the_settings_of_the_run(tmp_path, capsys):
             config()
 
 
-def test_an_evaluation_is_one_process(tmp_path, monkeypatch):
-    (tmp_path / "best.pt").touch()
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(InputError, match="one process, started by python"):
-        blip_validate.main(["--dataset", "CIRR", "--model-path", str(tmp_path / "best.pt")])
-
-
 def test_missing_images_stop_before_the_model_is_built(demo_copy, small_yaml, tmp_path):
     next((demo_copy / "dev").iterdir()).unlink()
     with pytest.raises(InputError, match="1 of 18 images"):
