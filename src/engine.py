@@ -297,7 +297,8 @@ def score_queries(model: nn.Module, task: RetrievalTask, config: TrainConfig, ru
             query_features |= _encode_queries(model, task, queries_of, names, image_embeds, at_once)
     numbers, queries = torch.tensor(list(query_features), dtype=torch.long), list(query_features.values())
     no_rows = _no_rows(model, runtime.device)  # of this rank, if its share is empty or holds no query's reference
-    columns = _in_order(torch.cat([no_rows.to(keep_on), *targets]), torch.tensor(share.indices), runtime.world)
+    places = torch.tensor(share.indices, dtype=torch.long)  # without the type those of no image would be floats
+    columns = _in_order(torch.cat([no_rows.to(keep_on), *targets]), places, runtime.world)  # (N, Q, E)
     queries = _in_order(torch.stack(queries) if queries else no_rows[:, 0], numbers, runtime.world)
     return gallery_scores(queries if runtime.world.is_main else queries[:0], columns, config.memory_mib)
 

@@ -18,9 +18,13 @@ import torch.multiprocessing as mp
 from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
 from training_flags import ENVIRONMENT, command, train, training_flags, with_regions
 
+import engine
 from distributed import ALONE, World
 from gradients import Gradients
+from lavis.models import load_model
 from lavis.models.blip2_models.region import OBJECTIVES
+from retrieval_task import RetrievalTask
+from train_config import TrainConfig
 
 # Shards of five triplets, of unequal size: the second rank of the last one has a single image, which has no box.
 SHARDS = {2: ([0, 1, 2], [3, 4]), 3: ([0, 2], [3, 4], [1])}
@@ -69,6 +73,52 @@ def test_ranks_have_the_gradients_of_one_process_with_the_whole_batch(small_yaml
         assert told["collected"] == list(range(size))
         assert told["shared"] == "from 0"
         assert told["largest"] == [size - 1, 0]
+
+
+def evaluate_rank(rank: int, folder: str, yaml: str, size: int) -> None:
+    """One process: the scores of every task of `retrieval_tasks`."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    runtime = engine.Runtime(torch.device("cpu"), torch.float32, world=World(rank, size))
+    torch.save(scores_of(yaml, folder, runtime), f"{folder}/scores-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def scores_of(yaml: str, folder: str, runtime: engine.Runtime) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    model = load_model("blip2_cir_align_prompt", yaml)
+    config = TrainConfig("CIRR", batch_size=3, num_workers=0, save_memory=True)
+    return [engine.score_queries(model, task, config, runtime) for task in retrieval_tasks()]
+
+
+def retrieval_tasks() -> list[RetrievalTask]:
+    """Galleries in which a rank of two has no reference at its places, and one in which it has no image at all."""
+    generator = torch.Generator().manual_seed(1)
+    images = [(f"image-{i}", torch.rand(3, 56, 56, generator=generator)) for i in range(6)]
+
+    def task(count: int, references: list[int]) -> RetrievalTask:
+        names = [name for name, _ in images[:count]]
+        asked = [names[i] for i in references]
+        return RetrievalTask(Gallery(images[:count]), names, asked, ["make it red"] * len(asked), lambda scores: {})
+
+    return [task(6, [0, 2, 4, 2]), task(5, [1, 3]), task(1, [0]), task(6, [5])]
+
+
+class Gallery(list):
+    """Images as a dataset gives them."""
+
+    def on_device(self, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return images.to(device)
+
+
+def test_a_rank_without_references_or_images_takes_part_in_an_evaluation(small_yaml, tmp_path):
+    mp.spawn(evaluate_rank, (str(tmp_path), small_yaml, 2), nprocs=2)
+    expected = scores_of(small_yaml, str(tmp_path), engine.Runtime(torch.device("cpu"), torch.float32))
+    main, other = (torch.load(tmp_path / f"scores-{rank}.pt") for rank in (0, 1))
+    for scores, found in zip(expected, main, strict=True):
+        torch.testing.assert_close(found, scores, atol=1e-6, rtol=0)
+    assert [tuple(scores.shape) for scores in other] == [(0, 6), (0, 5), (0, 1), (0, 6)]
 
 
 def test_alone_everything_is_given_back():

@@ -1,5 +1,6 @@
 """The loop: order, seeds, optimizer, what is saved, what stops it; scores against the obvious slow way."""
 
+import contextlib
 import csv
 import dataclasses
 
@@ -210,15 +211,9 @@ def test_devices_and_precisions(monkeypatch):
             engine.choose_runtime("cuda")
 
 
-@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp16")])
-def test_the_precision_of_a_gpu_is_bf16_where_it_has_it(monkeypatch, has_bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    assert engine.best_precision(torch.device("cuda")) == expected
-    assert engine.best_precision(CPU.device) == "fp32"
-
-
 def test_evaluation_is_float32_unless_a_precision_is_given(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     auto, given = (engine.choose_runtime("cuda", precision) for precision in ("auto", "bf16"))
