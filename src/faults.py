@@ -3,21 +3,26 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from distributed import World
-from lavis.common.errors import InputError, first_line
+from lavis.common.errors import InputError
 from lavis.common.files import write_atomically
 from stop_signals import NOTHING_NEW
 
 BROKEN_STEP = "broken_step.json"
 OTHER_GPU = "wait for them, or take another GPU by --device cuda:N or CUDA_VISIBLE_DEVICES"
 LOWER = "lower --learning-rate, or use --precision bf16 or fp32"
+
+OUT_OF_SHARED_MEMORY = ("Bus error", "for file </torch_", "to file </torch_", "shared memory object </torch_")
+OUT_OF_HANDLES = ("Too many open files", "items of ancdata")
 
 
 @contextmanager
@@ -32,17 +37,33 @@ def explained(memory_cure: str) -> Iterator[None]:
             raise InputError(f"other programs fill the GPU: {OTHER_GPU}; {NOTHING_NEW}") from error
         if "can't allocate memory" in str(error):  # torch's own allocator on the CPU
             raise InputError(memory_cure) from error
-        if "DataLoader worker" in str(error):
-            raise InputError(
-                f"a process that loads images ended: {first_line(error)} It may have been short of memory:"
-                f" lower --num-workers; {NOTHING_NEW}"
-            ) from error
+        told = loader_fault(str(error))
+        if told:
+            raise InputError(f"{told}; {NOTHING_NEW}") from error
         raise
     except InputError as error:
         _, found, message = str(error).rpartition(f"{InputError.__name__}: ")
         if found and "Original Traceback" in str(error):  # how a loader process hands over its errors
             raise InputError(message.strip()) from error
         raise
+
+
+def loader_fault(message: str, shared: Path = Path("/dev/shm")) -> str:
+    """What a RuntimeError's message says of a process that loads images, and the fix; "" if it is of something else."""
+    if any(sign in message for sign in OUT_OF_SHARED_MEMORY):
+        free, total = (size / 2**20 for size in (shutil.disk_usage(shared).free, shutil.disk_usage(shared).total))
+        return (
+            f"{shared}, through which the processes that load images hand them over, is too small: {free:.0f} of"
+            f" {total:.0f} MiB are free. Use --num-workers 0, or make it larger (docker: --shm-size=8g)"
+        )
+    if any(sign in message for sign in OUT_OF_HANDLES):
+        return "the processes that load images have too many open files: raise ulimit -n, or lower --num-workers"
+    if re.search(r"DataLoader worker \(pid", message):  # it was killed: an error of its own has other words
+        return (
+            f"a process that loads images ended: {message.splitlines()[0]} It may have been short of memory: lower"
+            " --num-workers"
+        )
+    return ""
 
 
 def crowded_gpu(error: Exception) -> str:
@@ -71,52 +92,64 @@ def training_memory_cure(batch_size: int, micro_batch: int | None = None, cached
     )
 
 
+@dataclass
+class Step:
+    """A step that was done: its number in the epoch, its losses on their device, its triplets."""
+
+    number: int
+    losses: dict[str, Tensor]
+    triplets: list[dict]
+
+
 class LossWatch:
     """Keeps the losses of the last steps on their device, to be read at intervals: reading waits for a GPU."""
 
     def __init__(self, model: nn.Module, run_folder: Path, world: World):
         self.model, self.run_folder, self.world = model, run_folder, world
-        self.recent: list[tuple[int, dict[str, Tensor], list[dict]]] = []
+        self.recent: list[Step] = []
+        self.last = Step(0, {}, [])
 
     def add(self, step: int, losses: dict[str, Tensor], batch: dict | list) -> None:
         """`batch` is the loader's: a dictionary has names and captions."""
-        self.recent.append((step, {name: loss.detach() for name, loss in losses.items()}, triplets_of(batch)))
+        self.last = Step(step, {name: loss.detach() for name, loss in losses.items()}, triplets_of(batch))
+        self.recent.append(self.last)
 
     def check(self, epoch: int) -> None:
-        """Raises InputError where nothing good can follow: a loss that is no number, or a temperature not above 0."""
+        """Raises InputError if nothing good can follow: a loss that is no number, or a temperature not above 0."""
         recent, self.recent = self.recent, []
-        for step, losses, triplets in recent:
-            values = {name: loss.item() for name, loss in losses.items()}
-            if not all(map(math.isfinite, values.values())):
-                self._stop(epoch, step, values, triplets)
-        temperature, where = self.model.temp.item(), f"epoch {epoch}, step {recent[-1][0] if recent else 0}"
-        if not temperature > 0:
+        for step in recent:
+            broken = [name for name, loss in step.losses.items() if not math.isfinite(loss.item())]
+            if broken:
+                self._stop(epoch, step, ", ".join(broken))
+        temperature = self.model.temp.item()
+        if not math.isfinite(temperature):
+            self._stop(epoch, self.last, "weights")
+        if temperature <= 0:
             raise InputError(
-                f"the temperature fell to {temperature:.4g} by {where}, and scores are divided by it: lower"
-                f" --learning-rate or train for fewer epochs; {NOTHING_NEW}"
+                f"the temperature fell to {temperature:.4g} by epoch {epoch}, step {self.last.number}, and scores are"
+                f" divided by it: lower --learning-rate or train for fewer epochs; {NOTHING_NEW}"
             )
 
     def check_weights(self, epoch: int) -> None:
-        """Raises InputError where a weight is no number: such a state never takes the place of a good one."""
+        """Raises InputError if a weight is no number: such a state never takes the place of a good one."""
         self.check(epoch)
         sums = torch.stack([p.detach().float().sum() for p in self.model.parameters() if p.requires_grad])
         if not sums.isfinite().all():
-            raise InputError(f"weights became NaN or infinite in epoch {epoch}: {LOWER}; {NOTHING_NEW}")
+            self._stop(epoch, self.last, "weights")
 
-    def _stop(self, epoch: int, step: int, values: dict[str, float], triplets: list[dict]) -> None:
+    def _stop(self, epoch: int, step: Step, broken: str) -> None:
         """Save the step for a replay, and raise: every rank comes here with the same losses."""
-        everything = [triplet for of_rank in self.world.collect(triplets) for triplet in of_rank]
+        everything = [triplet for of_rank in self.world.collect(step.triplets) for triplet in of_rank]
         path = self.run_folder / BROKEN_STEP
         if self.world.is_main:
-            losses = {name: str(value) for name, value in values.items()}
-            record = {"epoch": epoch, "step": step, "losses": losses, "triplets": everything}
+            losses = {name: str(value.item()) for name, value in step.losses.items()}
+            record = {"epoch": epoch, "step": step.number, "losses": losses, "triplets": everything}
             write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False))
-        broken = ", ".join(name for name, value in values.items() if not math.isfinite(value))
         images = ", ".join(triplet["reference_name"] for triplet in everything[:3])
         raise InputError(
-            f"{broken} became NaN or infinite in epoch {epoch}, step {step}, with {len(everything)} triplets, the first"
-            f" of the images {images or 'unknown'}; all are in {path}. {LOWER}; --resume goes on from the last state,"
-            f" and comes by this step again; {NOTHING_NEW}"
+            f"{broken} became NaN or infinite in epoch {epoch}, step {step.number}, with {len(everything)} triplets, of"
+            f" the images {images or 'unknown'} and so on; all are in {path}. {LOWER}; --resume continues from the last"
+            f" state, and comes by this step again; {NOTHING_NEW}"
         )
 
 

@@ -36,7 +36,7 @@ def gallery_scores(
 
     Raises:
         InputError: `memory_mib` is not above 0.
-        ValueError: NaN in the features or in the scores.
+        InputError: NaN in the features or in the scores.
     """
     _require_no_nan(query_features, "query features")
     _require_no_nan(target_features, "target features")
@@ -88,7 +88,7 @@ def target_ranks(scores: Tensor, target_columns: Tensor, excluded_columns: Tenso
         (Q,) int64.
 
     Raises:
-        ValueError: NaN in the scores.
+        InputError: NaN in the scores.
     """
     _require_no_nan(scores, "scores")
     targets = target_columns[:, None]
@@ -115,7 +115,7 @@ def group_ranks(scores: Tensor, target_columns: Tensor, group_columns: Tensor) -
         (Q,) int64.
 
     Raises:
-        ValueError: NaN in the scores.
+        InputError: NaN in the scores.
     """
     _require_no_nan(scores, "scores")
     targets = target_columns[:, None]
@@ -161,7 +161,7 @@ def cirr_metrics(
     Raises:
         InputError: a name that is not in the gallery, a gallery name that occurs twice, a target that is not in its
             group or is its own reference, or no query at all.
-        ValueError: NaN in the scores, or sizes that do not fit.
+        ValueError: sizes that do not fit, or NaN in the scores (`InputError`).
     """
     _require_sizes(scores, gallery_names, reference_names, target_names, group_members)
     column_of = _gallery_columns(gallery_names)
@@ -197,7 +197,7 @@ def fashioniq_recalls(scores: Tensor, gallery_names: Sequence[str], target_names
 
     Raises:
         InputError: a name that is not in the gallery, a gallery name that occurs twice, or no query at all.
-        ValueError: NaN in the scores, or sizes that do not fit.
+        ValueError: sizes that do not fit, or NaN in the scores (`InputError`).
     """
     _require_sizes(scores, gallery_names, target_names)
     targets = _name_columns(target_names, "target", _gallery_columns(gallery_names)).to(scores.device)
@@ -216,7 +216,7 @@ def top_names(scores: Tensor, gallery_names: Sequence[str], k: int, reference_na
 
     Raises:
         InputError: a reference that is not in the gallery, or a gallery name that occurs twice.
-        ValueError: NaN in the scores, or sizes that do not fit.
+        ValueError: sizes that do not fit, or NaN in the scores (`InputError`).
     """
     _require_sizes(scores, gallery_names, reference_names)
     _require_no_nan(scores, "scores")
@@ -252,7 +252,7 @@ def top_group_names(
 
     Raises:
         InputError: a name that is not in the gallery, or a gallery name that occurs twice.
-        ValueError: NaN in the scores, or sizes that do not fit.
+        ValueError: sizes that do not fit, or NaN in the scores (`InputError`).
     """
     _require_sizes(scores, gallery_names, group_members, reference_names)
     _require_no_nan(scores, "scores")
@@ -330,4 +330,7 @@ def _require_no_nan(rows: Tensor, what: str) -> None:
     broken = rows.flatten(1).amax(dim=1).isnan().nonzero()[:, 0].tolist()
     if broken:
         more = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
-        raise ValueError(f"NaN in the {what}, in {len(broken)} of {len(rows)} rows: {broken[:8]}{more}")
+        raise InputError(
+            f"NaN in the {what}, in {len(broken)} of {len(rows)} rows: {broken[:8]}{more}. The model gives no numbers"
+            " for them: use --precision fp32, or an earlier checkpoint"
+        )

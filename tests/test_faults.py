@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_flags import SCRIPT, train, training_flags, with_regions
+from training_flags import ENVIRONMENT, SCRIPT, command, train, training_flags, with_regions
 
 import blip_fine_tune_2
 import blip_validate
@@ -25,7 +26,7 @@ from faults import BROKEN_STEP, LossWatch, explained, training_memory_cure
 from gradients import Gradients
 from lavis.common import files
 from lavis.common.errors import InputError
-from lavis.models import load_model
+from lavis.models import Blip2QformerCirAlignPrompt, load_model
 from lavis.models.checkpoint import save_model
 from lavis.processors import BlipCaptionProcessor
 from train_config import STATE_FILE, TrainConfig
@@ -125,6 +126,45 @@ def test_a_loader_process_that_is_killed(flags, monkeypatch):
 
     monkeypatch.setattr(preprocess.Preprocess, "__call__", dies)
     with pytest.raises(InputError, match=r"process that loads images ended: DataLoader worker .* lower --num-workers"):
+        blip_fine_tune_2.main([*flags, "--num-workers", "1"])
+
+
+def test_shared_memory_that_is_too_small(demo, small_yaml, tmp_path):
+    """In a mount namespace of its own, whose /dev/shm has 64 KiB."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting in a namespace of its own is not allowed here")
+    words = command(*training_flags(demo, small_yaml, tmp_path, num_workers=1))
+    line = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {shlex.join(words)}"
+    told = subprocess.run(
+        ["unshare", "-m", "sh", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
+    last = told.stderr.splitlines()[-1]
+    assert told.returncode == 2, told.stderr
+    assert last.startswith("error: /dev/shm, through which the processes that load images hand them over, is too small")
+    assert "0 of 0 MiB are free" in last and "--num-workers 0" in last and "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "/dev/shm, .* is too small"),
+        ("unable to write to file </torch_7_1>: No space left on device (28)", "/dev/shm, .* is too small"),
+        ("unable to open shared memory object </torch_7_1> in read-write mode", "/dev/shm, .* is too small"),
+        ("received 0 items of ancdata", "too many open files: raise ulimit -n"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "a process that loads images ended: .*--num-workers"),
+    ],
+)
+def test_faults_of_loader_processes(message, said):
+    with pytest.raises(InputError, match=said), explained("no"):
+        raise RuntimeError(message)
+
+
+def test_a_bug_in_a_loader_process_keeps_its_trace(flags, monkeypatch):
+    def breaks(self, image):
+        raise RuntimeError("a bug of its own")
+
+    monkeypatch.setattr(preprocess.Preprocess, "__call__", breaks)
+    with pytest.raises(RuntimeError, match=r"(?s)Caught RuntimeError in DataLoader worker .*a bug of its own"):
         blip_fine_tune_2.main([*flags, "--num-workers", "1"])
 
 
@@ -256,6 +296,38 @@ def test_weights_that_are_no_numbers_are_not_saved(flags, tmp_path, monkeypatch)
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
 
 
+@pytest.mark.parametrize("breaks_at", [4, 5])  # of 5 steps in an epoch: before its last, and the last
+def test_weights_that_are_no_numbers_name_their_step(flags, tmp_path, monkeypatch, breaks_at):
+    original, steps = engine.Optimization.step, []
+
+    def poisons(self):
+        original(self)
+        steps.append(1)
+        if len(steps) == breaks_at:
+            with torch.no_grad():
+                for parameter in self.trainable:
+                    parameter.fill_(torch.nan)
+
+    monkeypatch.setattr(engine.Optimization, "step", poisons)
+    with pytest.raises(InputError, match=r"(loss_itc.*|weights) became NaN or infinite in epoch 0, step 4, with 8"):
+        blip_fine_tune_2.main(flags)
+    record = json.loads((run_folder(tmp_path) / BROKEN_STEP).read_text())
+    assert (record["epoch"], record["step"], len(record["triplets"])) == (0, 4, 8)
+    assert not (run_folder(tmp_path) / STATE_FILE).exists()
+
+
+def test_pairs_without_numbers_stop_with_the_step(demo, small_yaml, tmp_path, monkeypatch):
+    """Between two reports, in which nobody looks at a loss: the matching must not be what breaks."""
+    original = Blip2QformerCirAlignPrompt.encode_frozen
+    monkeypatch.setattr(
+        Blip2QformerCirAlignPrompt, "encode_frozen", lambda self, images: original(self, images) * torch.nan
+    )
+    settings = with_regions(demo) | {"region_objective": "pairs"}
+    with pytest.raises(InputError, match=r"loss_itc, loss_rtc, loss_align, loss_region became NaN .*epoch 0, step 0"):
+        blip_fine_tune_2.main(training_flags(demo, small_yaml, tmp_path / "models", **settings))
+    assert (run_folder(tmp_path) / BROKEN_STEP).is_file()
+
+
 def test_fp16_steps_that_overflow_are_skipped_and_counted():
     model = torch.nn.Linear(2, 2)
     config = TrainConfig("CIRR", learning_rate=1e-3)
@@ -276,6 +348,11 @@ def test_a_temperature_that_fell_to_zero(tmp_path):
     watch.add(4, {"loss_itc": torch.tensor(1.0)}, [])
     with pytest.raises(InputError, match="temperature fell to 0 by epoch 3, step 4"):
         watch.check(3)
+    for broken in (torch.nan, torch.inf):
+        model.temp.data.fill_(broken)
+        with pytest.raises(InputError, match="weights became NaN or infinite in epoch 3, step 4"):
+            watch.check(3)
+        assert json.loads((tmp_path / BROKEN_STEP).read_text())["losses"] == {"loss_itc": "1.0"}
 
 
 # --- how it is told ---------------------------------------------------------------------------------------------------

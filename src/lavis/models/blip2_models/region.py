@@ -167,8 +167,11 @@ def pairs_loss(
 
 
 def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column numbers of matched regions of the same pair: one to one, the greatest sum (Hungarian method)."""
-    values, row_owner, column_owner = cosines.cpu(), rows_of.cpu(), columns_of.cpu()
+    """Row and column numbers of matched regions of the same pair: one to one, the greatest sum (Hungarian method).
+
+    A cosine that is NaN counts as 0 here. The loss of such a match is NaN, and the training stops because of that.
+    """
+    values, row_owner, column_owner = cosines.cpu().nan_to_num(), rows_of.cpu(), columns_of.cpu()
     rows, columns = [], []
     for owner in row_owner.unique().tolist():
         mine, theirs = (row_owner == owner).nonzero()[:, 0], (column_owner == owner).nonzero()[:, 0]
