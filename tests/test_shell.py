@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -453,3 +454,23 @@ def test_help_is_instant():
     start = time.perf_counter()
     bash(AUTO_TRAIN, "--help")
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5])
+@pytest.mark.parametrize("script", ["tests/test_roi_align.py", "tools/benchmark_regions.py --table"])
+def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
+    """As a terminal sends it: to every process of the group. A shell shows the status as 130."""
+    words = [sys.executable, *(ROOT / "roi_align_integration" / script).as_posix().split()]
+    with subprocess.Popen(
+        words, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    ) as process:
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert process.returncode in (0, 130, -signal.SIGINT), errors  # 0 on a machine that was through by then
+
+
+def hear_interrupts() -> None:
+    """What runs in the background of a shell ignores SIGINT, and its children with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

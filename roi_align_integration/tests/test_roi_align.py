@@ -14,6 +14,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
+import interrupts  # noqa: E402, F401, I001 - first: Ctrl-C while torch loads shows no trace
+
 import torch  # noqa: E402
 
 from lavis.models import Blip2QformerCirAlignPrompt  # noqa: E402

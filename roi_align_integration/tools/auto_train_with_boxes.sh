@@ -111,7 +111,7 @@ train() {
 }
 
 has_gpu() {
-  "$PYTHON" -c "import torch; exit(not torch.cuda.is_available())"
+  "$PYTHON" -c "import sys; sys.path.insert(0, '$ROOT/src'); import interrupts, torch; exit(not torch.cuda.is_available())"
 }
 
 run_test() {

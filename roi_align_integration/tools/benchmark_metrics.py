@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
+from interrupts import leave_interrupts_to_parent  # noqa: E402
 from lavis.common.errors import InputError  # noqa: E402
 
 ANNOTATION_FILES = ("captions/cap.rc2.val.json", "image_splits/split.rc2.val.json")
@@ -183,7 +184,9 @@ def main(argv: list[str] | None = None) -> None:
     # Each step has a process of its own: a peak is never forgotten, so building the scores would hide the metrics' own.
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+        ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=leave_interrupts_to_parent, max_tasks_per_child=1
+        ) as pool,
     ):
         pool.submit(save_case, annotations, Path(folder)).result()
         fast = pool.submit(measure, Path(folder), False, arguments.runs, arguments.threads).result()

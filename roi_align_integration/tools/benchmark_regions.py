@@ -23,6 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / "roi_align_integration" / "tools"
 sys.path[:0] = [str(REPOSITORY / "src"), str(TOOLS)]
 
+import interrupts  # noqa: E402, F401, I001 - first: Ctrl-C while torch loads shows no trace
+
 from machine import machine_name  # noqa: E402
 from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 from region_arms import ARMS, WINNER, BoxSource, Weight, box_file_of, image_paths  # noqa: E402
