@@ -460,7 +460,8 @@ def test_help_is_instant():
 @pytest.mark.parametrize("script", ["tests/test_roi_align.py", "tools/benchmark_regions.py --table"])
 def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
     """As a terminal sends it: to every process of the group. A shell shows the status as 130."""
-    words = [sys.executable, *(ROOT / "roi_align_integration" / script).as_posix().split()]
+    name, *flags = script.split()
+    words = [sys.executable, str(ROOT / "roi_align_integration" / name), *flags]
     with subprocess.Popen(
         words, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
     ) as process:
