@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,28 @@ def tiny_checkpoint(folder: Path) -> None:
     save_model(load_model("blip2_cir_align_prompt", "tiny"), 0, folder / "w.pt")
 
 
+def flipped_bit(folder: Path) -> None:
+    """A file of weights, one bit of a number of which is another."""
+    torch.save({"Blip2QformerCirAlignPrompt": {"temp": torch.full((1000,), 0.5)}}, folder / "w.pt")
+    content = bytearray((folder / "w.pt").read_bytes())
+    content[content.index(np.full(1000, 0.5, np.float32).tobytes()) + 2000] ^= 1
+    (folder / "w.pt").write_bytes(content)
+
+
+def tiny_with(name: str, value: torch.Tensor) -> Callable[[Path], None]:
+    """Weights of the tiny backbone, one tensor of which is another."""
+
+    def write(folder: Path) -> None:
+        from lavis.models import load_model
+
+        state = load_model("blip2_cir_align_prompt", "tiny").state_dict()
+        torch.save({"Blip2QformerCirAlignPrompt": state | {name: value}}, folder / "w.pt")
+
+    return write
+
+
 WEIGHTS = ("--weights", "{folder}/w.pt")
+TINY_WEIGHTS = (*WEIGHTS, "--backbone", "tiny")
 REGIONS = ("--use-region-loss", "--box-file", "{folder}/" + BOXES)
 TRAIN, VAL = CAPTIONS.format("train"), CAPTIONS.format("val")
 YAML = ("--backbone", "{folder}/m.yaml")
@@ -213,6 +235,12 @@ CASES = [
     Case("weights", "most names missing", "missing:", torch_file({"Blip2QformerCirAlignPrompt": {"temp": torch.tensor(0.07)}}), WEIGHTS),
     Case("weights", "another backbone", "wrongly shaped", tiny_checkpoint, WEIGHTS),
     Case("weights", "a vision encoder alone", "holds the vision encoder alone", torch_file({"blocks.0.attn.q_bias": torch.zeros(2)}), WEIGHTS),
+    Case("weights", "a flipped bit", "is damaged: w/data/0 is not what was written", flipped_bit, WEIGHTS),
+    Case("weights", "whole numbers of 8 bits", "1 tensors are of a type that no one trains in: ln_vision.weight (int8)", tiny_with("ln_vision.weight", torch.ones(96, dtype=torch.int8)), TINY_WEIGHTS),
+    Case("weights", "NaN", "is bad: 1 tensors hold NaN or infinite numbers: temp", tiny_with("temp", torch.tensor(float("nan"))), TINY_WEIGHTS),
+    Case("weights", "the state of a run", "is the state of a run, not weights", torch_file({"config": {}, "model": {}, "optimization": {}, "random": []}), WEIGHTS),
+    Case("weights", "settings beside the weights", "it holds argparse.Namespace, and code in a file is never run", torch_file({"state_dict": {}, "args": Namespace(lr=1)}), WEIGHTS),
+    Case("weights", "too long a name", "File name too long", flags=("--weights", "{folder}/" + "x" * 300)),
     Case("weights", "a folder without weights", "no weights at", flags=("--weights", "{folder}/cirr")),
     Case("backbone", "unknown", "unknown backbone 'huge'", flags=("--backbone", "huge")),
     Case("backbone", "no YAML", "not valid YAML", written("m.yaml", b"a: [1"), YAML),

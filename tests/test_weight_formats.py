@@ -243,6 +243,103 @@ def test_a_conversion_takes_whatever_a_training_takes(reference, backbone, tmp_p
     assert not any(name.startswith("region_") for name in read_weights(tmp_path / "out.pt").state)
 
 
+# --- layouts that other programs leave --------------------------------------------------------------------------------
+
+
+def wrapped(state: dict, key: str | None) -> dict:
+    return state if key is None else {key: state, "epoch": 3}
+
+
+def compiled_inside(name: str) -> str:
+    return name.replace("Qformer.bert.", "Qformer._orig_mod.bert.").replace("blocks.", "blocks._orig_mod.")
+
+
+PREFIXES = {
+    "module.": ("module. taken off",),
+    "_orig_mod.": ("_orig_mod. taken off",),
+    "module._orig_mod.": ("module. taken off", "_orig_mod. taken off"),
+    "_orig_mod.module.": ("module. taken off", "_orig_mod. taken off"),
+    "": (),
+}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "Blip2QformerCir", NAME, None])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_wrappers_and_prefixes_are_read_with_a_note(small_yaml, tmp_path, key, prefix):
+    torch.manual_seed(1)
+    model, path = load_model("blip2_cir_align_prompt", small_yaml), tmp_path / "w.pt"
+    torch.save(wrapped({prefix + name: value for name, value in model.state_dict().items()}, key), path)
+    loaded = load_model("blip2_cir_align_prompt", small_yaml, weights=str(path))
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    notes = str(loaded.load_report)
+    assert (f"under the name {key}" in notes) == (key in ("state_dict", "model_state_dict", "Blip2QformerCir"))
+    assert all(part in notes for part in PREFIXES[prefix]) and notes.count("taken off") == len(PREFIXES[prefix])
+    assert loaded.load_report.epoch == (-1 if key in ("model", None) else 3)
+
+
+def test_modules_that_were_compiled_one_by_one_are_read(small_yaml, tmp_path):
+    model, path = load_model("blip2_cir_align_prompt", small_yaml), tmp_path / "w.pt"
+    state = {compiled_inside(name): value for name, value in model.state_dict().items()}
+    inside = sum("_orig_mod" in name for name in state)
+    torch.save({NAME: state}, path)
+    report = load_checkpoint(model, path)
+    assert inside > 20 and report.notes == [f"_orig_mod. taken off {inside} names"]
+    torch.save({NAME: state | model.state_dict()}, path)
+    with pytest.raises(InputError, match=r"twice, once as "):
+        load_checkpoint(model, path)
+
+
+def test_names_are_checked_after_prefixes_too(small_yaml, tmp_path):
+    model, path = load_model("blip2_cir_align_prompt", small_yaml), tmp_path / "w.pt"
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    state["module.extra"] = state.pop("module.temp")
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(InputError, match="1 missing: temp; 1 unexpected: extra"):
+        load_checkpoint(model, path)
+
+
+def test_two_models_in_a_file_are_not_chosen_from(small_yaml, tmp_path):
+    state = dict(load_model("blip2_cir_align_prompt", small_yaml).state_dict())
+    torch.save({"Student": state, "Teacher": state}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"\['Student', 'Teacher'\], and no weights that this model can read"):
+        read_weights(tmp_path / "w.pt")
+
+
+EPOCHS = [(None, -1), ("three", -1), (float("nan"), -1), (float("inf"), -1), ([1], -1), (torch.zeros(3), -1), (2.5, -1),
+          (True, -1), (7, 7), (7.0, 7), (torch.tensor(7), 7), (torch.tensor(7.0), 7), (10**400, 10**400)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("epoch", "read"), EPOCHS, ids=str)
+def test_an_epoch_that_is_no_number_is_unknown(tmp_path, epoch, read):
+    torch.save({"epoch": epoch, NAME: {"Qformer.bert.x": torch.zeros(1)}}, tmp_path / "w.pt")
+    weights = read_weights(tmp_path / "w.pt")
+    assert weights.epoch == read
+    assert [note.startswith("its epoch is ") for note in weights.notes] == ([True] if read == -1 else [])
+
+
+def test_the_state_of_a_run_is_no_weights(tmp_path):
+    state = {"config": {}, "model": {"temp": torch.zeros(1)}, "optimization": {}, "random": [], "epoch": 1}
+    torch.save(state, tmp_path / "training_state.pt")
+    with pytest.raises(InputError, match=r"state of a run, not weights.*tuned_clip_\*\.pt.*--resume RUN"):
+        read_weights(tmp_path / "training_state.pt")
+
+
+def test_the_vits_own_file_is_noted_and_checked(reference, backbone, tmp_path, capsys):
+    path, vision_path = write_lavis(reference, tmp_path), tmp_path / vision_file_name(reference)
+    vision = torch.load(vision_path)
+    torch.save({"model": {f"module.{name}": value for name, value in vision.items()}}, vision_path)
+    model = load_model("blip2_cir_align_prompt", backbone, weights=str(path))
+    said = capsys.readouterr().out
+    count = sum(n.startswith("visual_encoder.") for n in model.state_dict())
+    assert f"of the ViT: module. taken off {len(vision)} names; of the ViT: {count} tensors float16 -> float32" in said
+    name = next(n for n in vision if n.endswith(".attn.q_bias") or n.endswith("0.attn.in_proj_bias"))
+    for wrong, part in ((vision[name].to(torch.int8), "of a type"), (vision[name] * float("nan"), "is bad: 1 tensors")):
+        torch.save(vision | {name: wrong}, vision_path)
+        with pytest.raises(InputError, match=part) as error:
+            load_checkpoint(model, path, vision_path)
+        assert str(vision_path) in str(error.value) and f"visual_encoder.{name}" in str(error.value)
+
+
 def test_berts_own_vocabulary_gets_a_row_for_dec(reference, backbone, tmp_path, capsys):
     shorter = dict(reference.weights)
     shorter[WORD_EMBEDDINGS] = shorter[WORD_EMBEDDINGS][:-1]
@@ -268,6 +365,3 @@ def test_other_contents_are_named(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     with pytest.raises(InputError, match="cannot be read as a weight file"):
         read_weights(tmp_path / "cut.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(InputError, match="no index of safetensors parts"):
-        read_weights(tmp_path)

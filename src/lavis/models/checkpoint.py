@@ -1,69 +1,28 @@
-"""Weight files: recognise a format by its content, check every name, load; and save in upstream's layout.
+"""Loading weights into a model: every name, shape, type and number is checked; and saving in upstream's layout.
 
-A checkpoint of this project is upstream's: `{"epoch": int, "Blip2QformerCirAlignPrompt": state_dict}`. What else can
-be read is in `FORMATS`, one line a format; names are translated in `weight_names.py`.
+Files are read in `weight_files.py`, formats told in `weight_formats.py`.
 """
 
-import json
-import zipfile
+from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lavis.common.errors import InputError, first_line
+from lavis.common.errors import InputError
 from lavis.common.files import atomic_writer
-from lavis.models.weight_names import POSITION_IDS, from_hub
+from lavis.models.weight_files import read_tensors as read_tensors
+from lavis.models.weight_formats import FORK_ADDS as FORK_ADDS
+from lavis.models.weight_formats import FORMATS, REGION_PROJ, VISION_FORMATS, State, Weights, read_weights
+from lavis.models.weight_names import POSITION_IDS
 
-State = dict[str, Tensor]
-
-REGION_PROJ = "region_proj.*"
-# What this fork adds: absent from every upstream file, and then freshly initialised.
-FORK_ADDS = (REGION_PROJ, "region_token_proj.*", "region_logit_scale")
-OPTIONAL = (f"Qformer.{POSITION_IDS}", *FORK_ADDS)
-# The head for masked language modelling: in every checkpoint of upstream and LAVIS, used by no pass.
-UNUSED = ("Qformer.cls.*",)
 WORD_EMBEDDINGS = "Qformer.bert.embeddings.word_embeddings.weight"
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """Which names a format may lack and which of its names nothing uses (glob patterns); any other is an error.
-
-    In `ignored`, `{depth}` is the number of the ViT's blocks: the published ViTs have one block more than is used.
-    """
-
-    title: str
-    may_lack: tuple[str, ...] = OPTIONAL
-    ignored: tuple[str, ...] = UNUSED
-
-
-FORMATS = {
-    "sprc": WeightFormat("SPRC checkpoint"),
-    "state": WeightFormat("state dict under upstream's names"),
-    "lavis": WeightFormat("LAVIS's pretrained Q-Former", (*OPTIONAL, "prompt_tokens")),
-    "hub": WeightFormat("the hub's Blip2ForImageTextRetrieval", (*OPTIONAL, "prompt_tokens", "temp"), ()),
-    "eva": WeightFormat("EVA-CLIP ViT", (), ("blocks.{depth}.*", "norm.*", "fc_norm.*", "head.*")),
-    "clip": WeightFormat("CLIP ViT", (), ("transformer.resblocks.{depth}.*", "ln_post.*", "proj")),
-}
-VISION_FORMATS = ("eva", "clip")
-
-
-@dataclass
-class Weights:
-    """A file that was read: its format, its tensors under upstream's names (memory-mapped), its epoch or -1."""
-
-    path: Path
-    format: str
-    state: State
-    epoch: int = -1
-
-    @property
-    def holds_vision(self) -> bool:
-        return any(name.startswith("visual_encoder.") for name in self.state)
+# What weights are trained and kept in; any other type holds codes or counts, which a cast would not turn into weights.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+SHOWN = 5  # of a list of names, so many
 
 
 @dataclass
@@ -84,92 +43,6 @@ class LoadReport:
         return "; ".join([self.title, *fresh, *self.notes])
 
 
-def read_weights(path: Path, model_name: str = "Blip2QformerCirAlignPrompt") -> Weights:
-    """Read a weight file, or a folder of the hub's format; the format is told by the content, never by the name.
-
-    No pickled code is ever run. Raises InputError that names the file where it is missing, damaged or unknown.
-    """
-    path = Path(path)
-    content = _read_folder(path) if path.is_dir() else _read_file(path)
-    if isinstance(content.get(model_name), dict):
-        return Weights(path, "sprc", _tensors(content[model_name], path), int(content.get("epoch", -1)))
-    if isinstance(content.get("model"), dict):
-        return Weights(path, "lavis", _tensors(content["model"], path))
-    kind = _kind_of(content)
-    if kind is None:
-        raise InputError(
-            f"{path} holds {sorted(map(str, content))[:5]}, and no weights that this model can read: give an SPRC"
-            " checkpoint, LAVIS's blip2_pretrained*.pth, a .safetensors under upstream's names, or a folder of the hub"
-        )
-    state = _tensors(content, path)
-    return Weights(path, kind, from_hub(state) if kind == "hub" else state)
-
-
-def _kind_of(names: dict) -> str | None:
-    """The format of a bare state dict, by names that no other format has."""
-    signs = {
-        "hub": "vision_model.*",
-        "state": "Qformer.bert.*",
-        "eva": "blocks.*.attn.q_bias",
-        "clip": "transformer.resblocks.*",
-    }
-    return next((kind for kind, sign in signs.items() if any(fnmatchcase(str(n), sign) for n in names)), None)
-
-
-def _read_file(path: Path) -> dict:
-    if not path.is_file():
-        raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
-    content = read_tensors(path, "download or copy it anew", mapped=True)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    return content
-
-
-def read_tensors(path: Path, cure: str, mapped: bool = False):
-    """The content of a torch or safetensors file; `mapped`, for a file that stays as it is: in memory once it is used.
-
-    Raises InputError, with the cure, where it is damaged or holds code.
-    """
-    try:
-        if _is_safetensors(path):
-            return load_file(path)
-        # Files of before torch 1.6 are no zip archives and cannot be memory-mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    except MemoryError:
-        raise
-    except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
-        reason = first_line(error).split(". ")[0]
-        if reason.startswith("Weights only load failed"):  # torch's own advice would be to run what the file holds
-            reason = "it holds something other than tensors, numbers and texts, and code in a file is never run"
-        raise InputError(f"{path} cannot be read as a weight file ({reason}): {cure}") from error
-
-
-def _is_safetensors(path: Path) -> bool:
-    """A safetensors file begins with the length of its header, 8 bytes, and the header's brace."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
-def _read_folder(folder: Path) -> dict:
-    """The tensors of a folder as the hub lays it out: `model.safetensors`, or parts with an index."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return _read_file(folder / "model.safetensors")
-    try:
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index} is no index of safetensors parts ({error!r}): download it anew") from error
-    return {name: tensor for part in parts for name, tensor in _read_file(folder / part).items()}
-
-
-def _tensors(entries: dict, path: Path) -> State:
-    """The entries, once all of them are tensors."""
-    wrong = [name for name, value in entries.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
-    if wrong:
-        raise InputError(f"{path}: {wrong[0]!r} is no tensor: the file is not a checkpoint of this model")
-    return entries
-
-
 def load_checkpoint(
     model: nn.Module, path: Path, vision_path: Path | None = None, drop_region_proj: bool = False
 ) -> LoadReport:
@@ -184,25 +57,28 @@ def load_checkpoint(
         drop_region_proj: leave out a `region_proj` that does not fit, instead of refusing the file.
 
     Raises:
-        InputError: a file cannot be read, or a name is missing, unexpected or wrongly shaped: all are listed.
+        InputError: a file cannot be read, or a name is missing, unexpected or wrongly shaped, or tensors are of a type
+            that no one trains in, or hold NaN or infinite numbers: the first few are named, with their count.
     """
     weights = read_weights(path, type(model).__name__)
     if weights.format in VISION_FORMATS:
         raise InputError(f"{path} holds the vision encoder alone: give the file of the Q-Former, blip2_pretrained*.pth")
-    expected, titles, notes = model.state_dict(), [f"{FORMATS[weights.format].title} {path}"], []
-    state = _used(weights, model)
+    expected, titles, notes = model.state_dict(), [weights.title], weights.notes
+    state, vision_state = _used(weights, model), {}
     if not weights.holds_vision and vision_path is not None:
         vision = read_weights(vision_path)
-        state |= _vision_state(vision, model)
-        titles.append(f"{FORMATS[vision.format].title} {vision_path}" if vision.format in FORMATS else str(vision_path))
-    notes += _fit_region_proj(state, expected, path, drop_region_proj) + _fit_vocabulary(state, expected)
-    fresh = check_names(state, expected, path, FORMATS[weights.format].may_lack)
+        vision_state, vision_notes = _vision_state(vision, model)
+        titles, notes = [*titles, vision.title], notes + vision_notes
+    check_types(state, expected, path)
+    notes = notes + _fit_region_proj(state, expected, path, drop_region_proj) + _fit_vocabulary(state, expected)
+    fresh = check_names(state | vision_state, expected, path, FORMATS[weights.format].may_lack)
     check_position_ids(state, path)
-    state |= {name: value for name, value in model.initial_values().items() if name in fresh}
-    model.load_state_dict({n: v.to(expected[n].dtype) for n, v in state.items()}, assign=on_meta(model))
+    state, casts = _cast(state, expected, path)
+    state |= vision_state | {name: value for name, value in model.initial_values().items() if name in fresh}
+    model.load_state_dict(state, assign=on_meta(model))
     restore_buffers(model)
     regions = any(_matches(name, FORK_ADDS) for name in expected.keys() - set(fresh))
-    return LoadReport(" and ".join(titles), weights.epoch, fresh, notes, regions)
+    return LoadReport(" and ".join(titles), weights.epoch, fresh, notes + casts, regions)
 
 
 def _used(weights: Weights, model: nn.Module) -> State:
@@ -212,15 +88,17 @@ def _used(weights: Weights, model: nn.Module) -> State:
     return {name: value for name, value in weights.state.items() if not _matches(name, ignored)}
 
 
-def _vision_state(vision: Weights, model: nn.Module) -> State:
-    """A ViT's own file as part of the model's state. Raises InputError where it does not fit."""
+def _vision_state(vision: Weights, model: nn.Module) -> tuple[State, list[str]]:
+    """A ViT's own file as part of the model's state, and notes on it. Raises InputError where it does not fit."""
     prefix = "visual_encoder."
     if vision.format not in VISION_FORMATS:
         raise InputError(f"{vision.path} is {FORMATS[vision.format].title}, not a vision encoder")
     state = {prefix + name: value for name, value in _used(vision, model).items()}
     expected = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+    check_types(state, expected, vision.path)
     check_names(state, expected, vision.path, FORMATS[vision.format].may_lack)
-    return state
+    state, casts = _cast(state, expected, vision.path)
+    return state, [f"of the ViT: {note}" for note in vision.notes + casts]
 
 
 def _fit_region_proj(state: State, expected: State, path: Path, drop: bool) -> list[str]:
@@ -255,7 +133,8 @@ def _fit_vocabulary(state: State, expected: State) -> list[str]:
 def check_names(state: State, expected: State, path: Path, may_lack: tuple[str, ...] = ()) -> list[str]:
     """The names that `state` may lack, and lacks, but for position ids.
 
-    Raises InputError that lists every other name that is missing, unexpected or wrongly shaped.
+    Raises InputError with the count, and the first few, of the other names that are missing, unexpected or wrongly
+    shaped.
     """
     absent = [name for name in expected if name not in state]
     shapes = [
@@ -266,7 +145,7 @@ def check_names(state: State, expected: State, path: Path, may_lack: tuple[str, 
     missing = [name for name in absent if not _matches(name, may_lack)]
     unexpected = [name for name in state if name not in expected]
     lists = {"missing": missing, "unexpected": unexpected, "wrongly shaped": shapes}
-    wrong = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in lists.items() if names]
+    wrong = [f"{len(names)} {kind}: {first_few(names)}" for kind, names in lists.items() if names]
     if wrong:
         hint = ""
         if missing and all(name.startswith("visual_encoder.") for name in missing):
@@ -277,14 +156,90 @@ def check_names(state: State, expected: State, path: Path, may_lack: tuple[str, 
     return [name for name in absent if not name.endswith(POSITION_IDS)]
 
 
+def first_few(names: list[str]) -> str:
+    """The first names of a list that may be long, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
 def _matches(name: str, patterns) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_position_ids(state: State, path: Path) -> None:
-    """Raises InputError unless stored position ids, where there are any, are 0, 1, 2, ..."""
+def check_types(state: State, expected: State, path: Path) -> None:
+    """Raises InputError if a tensor is of a type or layout that no weights are trained in (int8, bool, float8, complex,
+    sparse, without memory): it would be cast, and give other numbers.
+    """
+    wrong = [
+        f"{name} ({_short(value.dtype)}{'' if value.layout == torch.strided else f', {value.layout}'}"
+        f"{', without numbers' if value.is_meta else ''})"
+        for name, value in state.items()
+        if name in expected and not _of_usual_type(value, expected[name])
+    ]
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} tensors are of a type that no one trains in: {first_few(wrong)}: give the weights"
+            f" that these were made from, in {', '.join(map(_short, FLOATS))}"
+        )
+
+
+def _of_usual_type(value: Tensor, expected: Tensor) -> bool:
+    types = FLOATS if expected.is_floating_point() else INTEGERS
+    return value.dtype in types and value.layout == torch.strided and not value.is_meta
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _cast(state: State, expected: State, path: Path) -> tuple[State, list[str]]:
+    """The tensors in the model's types, each with memory of its own, and a note of what that changed.
+
+    Raises InputError if a tensor holds NaN or an infinite number, or one beyond the model's type.
+    """
+    check_finite(state, path)
+    own = _separate(state)
+    cast = {name: value.to(expected[name].dtype) for name, value in own.items()}
+    pairs = {name: f"{_short(value.dtype)} -> {_short(cast[name].dtype)}" for name, value in own.items()}
+    changed = {name: pair for name, pair in pairs.items() if cast[name].dtype != own[name].dtype}
+    beyond = [f"{name} ({pair})" for name, pair in changed.items() if not _is_finite(cast[name])]
+    if beyond:
+        raise InputError(
+            f"{path}: {len(beyond)} tensors hold numbers beyond the model's type: {first_few(beyond)}: use --device"
+            " cpu, where the ViT is in float32, or other weights"
+        )
+    return cast, [f"{count} tensors {pair}" for pair, count in Counter(changed.values()).most_common()]
+
+
+def check_finite(state: State, path: Path) -> None:
+    """Raises InputError if a tensor holds NaN or an infinite number."""
+    bad = [name for name, value in state.items() if not _is_finite(value)]
+    if bad:
+        raise InputError(
+            f"{path} is bad: {len(bad)} tensors hold NaN or infinite numbers: {first_few(bad)}: give the weights of an"
+            " earlier epoch, or download or copy the file again"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    """By the least and the greatest number, which are NaN if one is: 100 times as fast as torch.isfinite on a CPU."""
+    return value.numel() == 0 or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(value.detach()))
+
+
+def _separate(state: State) -> State:
+    """The tensors, none of which shares memory with another: tied in a file, they would be trained as one."""
+    own, places = {}, set()
     for name, value in state.items():
-        if name.endswith(POSITION_IDS) and not torch.equal(value.flatten(), torch.arange(value.numel())):
+        shared = value.data_ptr() in places or not value.is_contiguous()
+        own[name] = value.detach().clone(memory_format=torch.contiguous_format) if shared else value.detach()
+        places.add(value.data_ptr())
+    return own
+
+
+def check_position_ids(state: State, path: Path) -> None:
+    """Raises InputError unless stored position ids, if there are any, are 0, 1, 2, ..."""
+    for name, value in state.items():
+        if name.endswith(POSITION_IDS) and value.flatten().tolist() != list(range(value.numel())):
             raise InputError(f"{path}: {name} is not 0, 1, 2, ...: the file is not from this architecture")
 
 

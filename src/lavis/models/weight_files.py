@@ -1,0 +1,165 @@
+"""Reading weight files: torch's zip and its older format, safetensors, folders of the hub; and checking for damage."""
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from lavis.common.errors import InputError, first_line
+from lavis.common.files import read_json
+from lavis.models.reading import reading
+
+DOWNLOAD_AGAIN = "download or copy it again"
+SAVE_ALONE = (
+    'save the weights alone, torch.save({"state_dict": model.state_dict()}, PATH), in the environment that made it'
+)
+INDEX = "model.safetensors.index.json"
+CHUNK = 2**20
+_WHOLE: set[tuple] = set()  # the zips that this process has found to be whole
+
+
+def read_content(path: Path) -> dict:
+    """The entries of a weight file, or of a folder as the hub lays it out: `model.safetensors`, or parts with an index.
+
+    Raises InputError that names the file if it is missing, damaged, or holds no dictionary.
+    """
+    with reading(path):
+        if not path.is_dir():
+            return _read_file(path)
+        index = path / INDEX
+        return _read_parts(index) if index.is_file() else _read_file(path / "model.safetensors")
+
+
+def _read_parts(index: Path) -> dict:
+    content = {}
+    for part in _parts(index):
+        entries = _read_file(index.parent / part)
+        twice = sorted(content.keys() & entries.keys())
+        if twice:
+            raise InputError(f"{index.parent / part} holds {twice[0]}, as another part does: {DOWNLOAD_AGAIN}")
+        content |= entries
+    return content
+
+
+def _parts(index: Path) -> list[str]:
+    """The files that an index names. Raises InputError unless each is the name of a file in the index's own folder."""
+    entries = read_json(index, dict, DOWNLOAD_AGAIN).get("weight_map")
+    if not isinstance(entries, dict) or not entries:
+        raise InputError(f"{index} is no index of safetensors parts: it lacks a weight_map: {DOWNLOAD_AGAIN}")
+    for name, part in entries.items():
+        if not is_file_name(part):
+            raise InputError(
+                f"{index}: weight_map places {name} in {part!r}, which is not the name of a file in this folder:"
+                f" {DOWNLOAD_AGAIN}"
+            )
+    return sorted(set(entries.values()))
+
+
+def is_file_name(name) -> bool:
+    """Whether this is a plain file name: no folder, no drive, nothing that leads out of a folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\x00-\x1f]", name)
+
+
+def _read_file(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
+    content = read_tensors(path, DOWNLOAD_AGAIN, mapped=True, foreign_cure=SAVE_ALONE)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def read_tensors(path: Path, cure: str, mapped: bool = False, foreign_cure: str | None = None):
+    """The content of a torch or safetensors file; `mapped`, for a file that stays as it is: in memory once it is used.
+
+    A zip, which is what torch writes since 1.6, is checked against its own CRCs. Torch's older format and safetensors
+    hold none: a flipped bit among their numbers is not found here.
+
+    Args:
+        path: the file.
+        cure: what to do if it is damaged.
+        mapped: map the file into memory instead of reading it.
+        foreign_cure: what to do if it holds other things than tensors, numbers and texts; None: `cure`.
+
+    Raises:
+        InputError: it cannot be read, is damaged or holds code, which is never run.
+    """
+    try:
+        with reading(path):
+            if _is_safetensors(path):
+                return load_file(path)
+            is_zip = zipfile.is_zipfile(path)
+            if is_zip:
+                check_zip(path, cure)
+            # Files of before torch 1.6 are no zip archives and cannot be memory-mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
+        raise _unreadable(path, error, cure, foreign_cure or cure) from error
+
+
+def _unreadable(path: Path, error: Exception, cure: str, foreign_cure: str) -> InputError:
+    reason = first_line(error).split(". ")[0]
+    if not reason.startswith("Weights only load failed"):  # torch's own advice would be to run what the file holds
+        return InputError(f"{path} cannot be read as a weight file ({reason}): {cure}")
+    found = re.search(r"GLOBAL (\S+)|but got (\S+)|unrecognized function (\S+)", str(error))
+    if found is None:
+        return InputError(
+            f"{path} cannot be read as a weight file (it is damaged, or no file of torch.save; code in a file is never"
+            f" run): {cure}"
+        )
+    return InputError(
+        f"{path} cannot be read as a weight file: beside tensors, numbers and texts it holds {found[found.lastindex]},"
+        f" and code in a file is never run: {foreign_cure}"
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """A safetensors file begins with the length of its header, 8 bytes, and the header's brace."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def check_zip(path: Path, cure: str) -> None:
+    """Read every member of a zip, once a process, and compare its CRC: 0.4 s a GB with the file in the page cache, and
+    it stays there for what follows.
+
+    A file that torch wrote without CRCs (`torch.serialization.set_crc32_options(False)`) has 0 for all of them: it is
+    taken as one without. Raises InputError that names the file and the damaged member.
+    """
+    status = path.stat()
+    stamp = (path.absolute(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if stamp in _WHOLE:
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damage = _damage(archive)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+        damage = first_line(error)
+    if damage:
+        raise InputError(f"{path} is damaged: {damage}: {cure}")
+    _WHOLE.add(stamp)
+
+
+def _damage(archive: zipfile.ZipFile) -> str | None:
+    """What is wrong with a zip, or None."""
+    members = archive.infolist()
+    if len({member.filename for member in members}) != len(members):
+        return "it holds a member twice"
+    has_crcs = any(member.CRC for member in members)
+    damaged = next((m.filename for m in members if has_crcs and not _is_whole(archive, m)), None)
+    return None if damaged is None else f"{damaged} is not what was written, by the file's own CRC"
+
+
+def _is_whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as file:
+            while file.read(CHUNK):
+                pass
+    except (zipfile.BadZipFile, EOFError):
+        return False
+    return True
