@@ -1,6 +1,8 @@
 """Fixtures that several tests share."""
 
+import http.server
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,15 @@ def demo_copy(demo, tmp_path) -> Path:
     import shutil
 
     return shutil.copytree(demo, tmp_path / "demo")
+
+
+@pytest.fixture
+def server():
+    """(base URL of a server of `file_server.CONTENT`, the handler's class to set up)."""
+    from file_server import FileHandler
+
+    handler = type("Handler", (FileHandler,), {"requests": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}/", handler
+        running.shutdown()

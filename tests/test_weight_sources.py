@@ -1,21 +1,19 @@
-"""Where weights and vocabulary are looked for, in which order, and a download that breaks, goes on and is checked."""
+"""Where weights and vocabulary are looked for, and in which order."""
 
-import base64
 import hashlib
-import http.server
-import threading
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
+from file_server import CONTENT
 from huggingface_hub import constants
 
 from lavis.common.errors import InputError
-from lavis.models import load_model, weight_sources
+from lavis.models import downloads, load_model, weight_sources
 from lavis.models.model_config import load_config
 from lavis.models.tokenizer import build_tokenizer, find_vocabulary
-from lavis.models.weight_sources import WeightFiles, check_blob, download, find_weights, how_to_get, published_md5
+from lavis.models.weight_sources import WeightFiles, check_blob, find_weights, how_to_get
 
 
 @pytest.fixture
@@ -111,7 +109,7 @@ class ProxyError(Exception):
 @pytest.mark.parametrize("kind", [ConnectionError, ProxyError])
 def test_a_missing_network_is_no_traceback(places, monkeypatch, kind):
     refuse = Mock(side_effect=kind("403 Forbidden"))
-    monkeypatch.setattr(weight_sources, "urlopen", Mock(side_effect=ConnectionError("no route to host")))
+    monkeypatch.setattr(downloads, "urlopen", Mock(side_effect=ConnectionError("no route to host")))
     monkeypatch.setattr(weight_sources.huggingface_hub, "snapshot_download", refuse)
     monkeypatch.setattr(weight_sources.huggingface_hub, "hf_hub_download", refuse)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -124,94 +122,6 @@ def test_a_missing_network_is_no_traceback(places, monkeypatch, kind):
         find_weights(None, load_config("pretrain"))
 
 
-CONTENT = bytes(range(256)) * 4096  # 1 MiB
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT by ranges; `breaks` is how often the connection breaks half way."""
-
-    breaks, md5, ranges = 0, None, True
-    requests: list[str | None] = []  # noqa: RUF012
-
-    def do_GET(self):
-        kind, wanted = type(self), self.headers.get("Range")
-        kind.requests.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and kind.ranges else 0
-        if start > len(CONTENT):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        self.send_header("x-goog-hash", "crc32c=AAAAAA==")
-        if kind.md5:
-            self.send_header("x-goog-hash", f"md5={kind.md5}")
-        self.end_headers()
-        body = CONTENT[start:]
-        if kind.breaks:
-            kind.breaks -= 1
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    """(base URL, the handler's class to set up)."""
-    handler = type("Handler", (Server,), {"requests": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_address[1]}/", handler
-        running.shutdown()
-
-
-def md5_of(content: bytes) -> str:
-    return base64.b64encode(hashlib.md5(content).digest()).decode()
-
-
-def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
-    url, handler = server
-    handler.breaks, handler.md5 = 2, md5_of(CONTENT)
-    download(url + "a.pth", tmp_path / "a.pth")
-    assert (tmp_path / "a.pth").read_bytes() == CONTENT
-    half, three_quarters = len(CONTENT) // 2, len(CONTENT) * 3 // 4
-    assert handler.requests == [None, f"bytes={half}-", f"bytes={three_quarters}-"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
-
-
-def test_a_later_run_goes_on_too(server, tmp_path, monkeypatch):
-    url, handler = server
-    handler.breaks = 1
-    monkeypatch.setattr(weight_sources, "ATTEMPTS", 1)
-    with pytest.raises(OSError, match=f"broke after {len(CONTENT) // 2} of {len(CONTENT)}"):
-        download(url + "a.pth", tmp_path / "a.pth")
-    assert not (tmp_path / "a.pth").exists()
-    download(url + "a.pth", tmp_path / "a.pth")
-    assert (tmp_path / "a.pth").read_bytes() == CONTENT
-    assert len(handler.requests) == 2
-
-
-def test_a_server_without_ranges_sends_all_again(server, tmp_path):
-    url, handler = server
-    handler.ranges = False
-    (tmp_path / "a.pth.partial").write_bytes(b"x" * 100)
-    download(url + "a.pth", tmp_path / "a.pth")
-    assert (tmp_path / "a.pth").read_bytes() == CONTENT
-
-
-def test_damage_is_found_by_the_published_hash(server, tmp_path):
-    url, handler = server
-    handler.md5 = md5_of(CONTENT)
-    (tmp_path / "a.pth.partial").write_bytes(b"x" * 100)  # of another file
-    with pytest.raises(InputError, match="MD5"):
-        download(url + "a.pth", tmp_path / "a.pth")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "a.pth.partial").write_bytes(CONTENT * 2)  # longer than the file
-    download(url + "a.pth", tmp_path / "a.pth")
-    assert (tmp_path / "a.pth").read_bytes() == CONTENT
-
-
 def test_published_files_are_downloaded_to_lavis_cache(server, places, monkeypatch):
     url, _ = server
     monkeypatch.setattr(weight_sources, "LAVIS_URL", url)
@@ -220,12 +130,6 @@ def test_published_files_are_downloaded_to_lavis_cache(server, places, monkeypat
     found = find_weights(None, load_config("pretrain_vitL"))
     assert found == WeightFiles(places[1] / "blip2_pretrained_vitL.pth", places[1] / "clip_vit_L.pth")
     assert found.main.read_bytes() == CONTENT
-
-
-def test_hash_headers():
-    assert published_md5(["crc32c=i67GjA==,md5=Ql15uc9u=="]) == "Ql15uc9u=="
-    assert published_md5(["crc32c=i67GjA==", "md5=Ql15uc9u=="]) == "Ql15uc9u=="
-    assert published_md5([]) is None
 
 
 def test_a_damaged_file_of_the_hub_is_removed(tmp_path):

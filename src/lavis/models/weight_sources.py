@@ -1,23 +1,20 @@
 """Where weights come from: a given path, `models/weights`, LAVIS's cache folder, the hub's cache, then a download."""
 
-import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import huggingface_hub
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
-from tqdm import tqdm
 
 from lavis.common.errors import InputError, first_line
-from lavis.models.checkpoint import read_weights
+from lavis.models.downloads import download
 from lavis.models.model_config import ModelConfig
+from lavis.models.reading import expanded, reading
+from lavis.models.weight_formats import read_weights
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
@@ -29,8 +26,6 @@ PUBLISHED = {
     "clip_vit_L.pth": "CLIP ViT-L, 0.6 GB or 1.2 GB by its precision",
 }
 HUB_FILES = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "vocab.txt"]
-ATTEMPTS = 5
-SECONDS_TO_CONNECT = 20
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ def find_weights(argument: str | None, config: ModelConfig, download: bool = Tru
     """
     given = argument or (os.environ.get("SPRC_WEIGHTS") if config.weights else None)
     if given:
-        return None if given == "random" else _with_vision(_given(Path(given), config), config, download)
+        return None if given == "random" else _with_vision(_given(expanded(given), config), config, download)
     if not config.weights:
         return None
     main = _local(config) or (_download_main(config) if download else None)
@@ -67,19 +62,20 @@ def weight_folders() -> list[Path]:
 
 def _given(path: Path, config: ModelConfig) -> Path:
     """A path that the user named: a file, a folder of the hub's format, or a folder with the published files."""
-    path = path.expanduser()
-    if not path.exists():
-        raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
-    published = path / config.weights if config.weights else path
-    return published if path.is_dir() and published.is_file() else path
+    with reading(path):
+        if not path.exists():
+            raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
+        published = path / config.weights if config.weights else path
+        return published if path.is_dir() and published.is_file() else path
 
 
 def _local(config: ModelConfig) -> Path | None:
     """Weights on this machine: the one checkpoint in `models/weights`, or a published file where it may lie."""
     folder = weight_folders()[0]
-    found = [
-        p for p in sorted(folder.glob("*")) if p.suffix in (".pt", ".safetensors") or (p / "config.json").is_file()
-    ]
+    with reading(folder):
+        found = [
+            p for p in sorted(folder.glob("*")) if p.suffix in (".pt", ".safetensors") or (p / "config.json").is_file()
+        ]
     if len(found) > 1:
         raise InputError(
             f"{folder} holds {len(found)} checkpoints ({', '.join(p.name for p in found)}): name one by --weights PATH"
@@ -89,7 +85,11 @@ def _local(config: ModelConfig) -> Path | None:
 
 
 def _published(name: str, folders: list[Path]) -> Path | None:
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    for folder in folders:
+        with reading(folder / name):
+            if (folder / name).is_file():
+                return folder / name
+    return None
 
 
 def _hub_snapshot(config: ModelConfig) -> Path | None:
@@ -169,73 +169,8 @@ def check_blob(path: Path) -> None:
     blob = path.resolve()
     if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return
-    with blob.open("rb") as file:
+    with reading(path), blob.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != blob.name:
         blob.unlink()
         raise InputError(f"{path} was damaged on its way (SHA-256 {found}) and has been removed: run this again")
-
-
-def download(url: str, path: Path) -> None:
-    """Download to `path` with a progress bar; goes on from what an earlier attempt left in `<path>.partial`.
-
-    The file is checked against its length and, where the server publishes one (`x-goog-hash`), its MD5; it takes its
-    name only once it is whole. Raises OSError where the network fails, InputError where the content is damaged.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    print(f"downloading {url} to {path}", flush=True)
-    for attempt in range(ATTEMPTS):
-        try:
-            md5 = _fetch(url, partial)
-            break
-        except OSError:
-            if attempt == ATTEMPTS - 1 or not partial.is_file():
-                raise
-    if md5 is not None and _md5(partial) != md5:
-        partial.unlink()
-        raise InputError(f"{url} was damaged on its way: its MD5 is not the one that the server gives. Run this again")
-    os.replace(partial, path)
-
-
-def _fetch(url: str, partial: Path) -> str | None:
-    """Append what is missing to `partial`; returns the MD5 that the server gives (base64), or None."""
-    start = partial.stat().st_size if partial.is_file() else 0
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        response = urlopen(request, timeout=SECONDS_TO_CONNECT)
-    except HTTPError as error:
-        if error.code != 416 or not start:
-            raise
-        partial.unlink()  # longer than the source: it is of something else
-        return _fetch(url, partial)
-    with response:
-        start = start if response.status == 206 else 0  # a server without ranges sends everything
-        total = start + int(response.headers["Content-Length"])
-        with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as bar:
-            for chunk in _chunks(response):
-                file.write(chunk)
-                bar.update(len(chunk))
-        if partial.stat().st_size != total:
-            raise ConnectionError(f"the connection broke after {partial.stat().st_size} of {total} bytes")
-        return published_md5(response.headers.get_all("x-goog-hash", []))
-
-
-def _chunks(response) -> Iterator[bytes]:
-    while chunk := response.read(2**20):
-        yield chunk
-
-
-def _bar(name: str, start: int, total: int) -> tqdm:
-    return tqdm(desc=name.removesuffix(".partial"), initial=start, total=total, unit="B", unit_scale=True)
-
-
-def published_md5(headers: list[str]) -> str | None:
-    """The MD5 (base64) among Google's `x-goog-hash` headers, `crc32c=...,md5=...`, or None."""
-    parts = [part.strip() for header in headers for part in header.split(",")]
-    return next((part.removeprefix("md5=") for part in parts if part.startswith("md5=")), None)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
