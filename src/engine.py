@@ -1,7 +1,5 @@
 """Training and evaluation. This loop knows no model and no dataset by name: losses, weights and metrics have names."""
 
-import csv
-import io
 import math
 import re
 import time
@@ -24,7 +22,7 @@ from faults import LossWatch
 from gradients import Gradients
 from launch import find_launch
 from lavis.common.errors import InputError
-from lavis.common.files import write_atomically
+from lavis.common.files import append_csv
 from lavis.models.checkpoint import save_model
 from retrieval_task import RetrievalTask, Validation
 from stop_signals import StopSignals, leave_signals_to_parent
@@ -434,7 +432,7 @@ def finish_epoch(
     epoch, saved, is_main = progress.epoch, run_folder / "saved_models", runtime.world.is_main
     means = mean_of_ranks(progress.meter.means(), runtime.world)
     if is_main:
-        append_csv(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
+        append_row(run_folder / "train_metrics.csv", {"epoch": epoch, **means})
         if config.save_training:
             save_model(model, epoch, saved / LAST_FILE)
     print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
@@ -443,7 +441,7 @@ def finish_epoch(
     with signals.at_once():
         metrics = evaluate(model, validation, config, runtime)
     if is_main:
-        append_csv(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
+        append_row(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})
     print(f"epoch {epoch}: {_short(metrics)}", flush=True)
     if progress.best.update(epoch, metrics) and config.save_best and is_main:
         save_model(model, epoch, saved / config.preset.best_file)
@@ -459,12 +457,6 @@ def _short(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def append_csv(path: Path, row: dict[str, float]) -> None:
+def append_row(path: Path, row: dict[str, float]) -> None:
     """Append one row, so that the file is whole at any moment; the header comes with the first."""
-    text = path.read_bytes().decode("utf-8") if path.is_file() else ""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(row))
-    if not text:
-        writer.writeheader()
-    writer.writerow(row)
-    write_atomically(path, text + buffer.getvalue())
+    append_csv(path, list(row), [row])

@@ -5,16 +5,22 @@ A cache is a folder named by the SHA-256 of its key (ViT, preprocess, precision,
     key.json      the key
     features.bin  (N, T, D) float16 or float32, before `ln_vision`, row after row
     sizes.npy     (N, 2) width and height of the raw images, so that boxes need no image
-    crc.npy       (N,) CRC-32 of each row; a row counts as done once its flag in
-    done.npy      (N,) is set, which happens after the row is on the disk
+    crc.npy       (N,) CRC-32 of each row
+    check.npy     (N,) CRC-32 over the row's index, size and CRC-32, seeded with the key's
+    done.npy      (N,) whether a row is done: set after all of the above is on the disk
+
+Damage of any of them is found: of the small files when the cache is opened, of a row when it is read. What is not
+found is an image that was replaced by one of the same name, size in bytes and time of modification: its old features
+are used until the folder is removed.
 """
 
 import hashlib
 import json
-import shutil
 import time
 import zlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +29,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from cache_files import PRECISIONS, map_arrays, open_arrays, open_features, row_checks, unfinished_rows
 from data_utils import ImageDataset
 from distributed import ALONE, World
 from lavis.common.errors import InputError
-from lavis.common.files import held, unwritable, write_atomically
+from lavis.common.files import made_and_held, readable
 from training_state import frozen_fingerprint
 
-PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
-# Name of a file beside the features -> columns and type of its array.
-ARRAYS = {"sizes": ((2,), np.int32), "crc": ((), np.uint32), "done": ((), bool)}
 BATCH = 32
 BATCHES_PER_FLUSH = 16
 
@@ -41,10 +45,11 @@ class FeatureCache:
 
     def __init__(self, folder: Path, key: dict, table_device: torch.device | None = None):
         self.folder, self.key = folder, key
-        self.sizes, self.crc = np.load(folder / "sizes.npy"), np.load(folder / "crc.npy")
-        if not np.load(folder / "done.npy").all():
+        arrays = open_arrays(folder, key)
+        if not arrays["done"].all():
             raise InputError(f"the feature cache {folder} is not complete: run this again to go on with it")
-        self.features = _open_features(folder, key, "r")
+        self.sizes, self.crc = arrays["sizes"], arrays["crc"]
+        self.features = open_features(folder, key, "r")
         self.table = None if table_device is None else self._table(table_device)
         self.gives_indices = self.table is not None
 
@@ -53,7 +58,7 @@ class FeatureCache:
         return self.__dict__ | {"features": None, "table": None}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__ = state | {"features": _open_features(state["folder"], state["key"], "r")}
+        self.__dict__ = state | {"features": open_features(state["folder"], state["key"], "r")}
 
     def __getitem__(self, index: int) -> Tensor:
         """One image's features (T, D); with a table on a device its index alone, 0-d, for `take`."""
@@ -117,21 +122,41 @@ def use_feature_cache(
     for dataset in datasets:
         key = cache_key(dataset, model, fingerprint, config.cache_precision)
         folder = Path(config.feature_cache).expanduser() / _key_name(key)
-        with _held(folder) if world.is_main else nullcontext():
-            missing = world.share(unfinished_rows(folder, key) if world.is_main else None)
-            if missing:
-                build(folder, key, dataset, model, device, config.num_workers, missing[world.rank :: world.size])
-                world.wait()
-        dataset.features = FeatureCache(folder, key, table)
+        _complete(folder, key, partial(build, folder, key, dataset, model, device, config.num_workers), world)
+        dataset.features = _together(world, partial(FeatureCache, folder, key, table))
+        print(
+            f"feature cache: {folder}, {len(dataset.names)} images of {dataset.title}; remove it after you replace an"
+            " image by one of the same size and time",
+            flush=True,
+        )
 
 
-def _held(folder: Path) -> AbstractContextManager:
-    """Make a cache's folder and hold it: of two runs that need it one builds, and the other waits."""
+def _complete(folder: Path, key: dict, build_rows: Callable[[list[int]], None], world: World) -> None:
+    """Build the rows that are not there; of two runs that need them one builds, and the other waits."""
+    with ExitStack() as held:
+
+        def unfinished() -> list[int] | None:
+            if not world.is_main:
+                return None
+            held.enter_context(made_and_held(folder))
+            return unfinished_rows(folder, key)
+
+        missing = world.share(_together(world, unfinished))
+        if missing:
+            _together(world, lambda: build_rows(missing[world.rank :: world.size]))
+
+
+def _together(world: World, work: Callable):
+    """Do `work` on every rank -> its result. Bad input of one rank is raised on all: none is left waiting for it."""
+    result = error = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    return held(folder, wait=True)
+        result = work()
+    except InputError as found:
+        error = found
+    errors = [found for found in world.collect(error) if found is not None]
+    if errors:
+        raise error or errors[0]
+    return result
 
 
 def cache_key(dataset: ImageDataset, model: nn.Module, fingerprint: str, precision: str) -> dict:
@@ -139,10 +164,11 @@ def cache_key(dataset: ImageDataset, model: nn.Module, fingerprint: str, precisi
     vision, preprocess = model.config.vision, dataset.preprocess
     images = hashlib.sha256()
     for name, place in dataset.image_paths.items():
-        stat = (dataset.root / place).stat()
+        with readable(dataset.root / place, "copy or download it again"):
+            stat = (dataset.root / place).stat()
         images.update(f"{name}\n{place}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
     return {
-        "version": 1,
+        "version": 2,
         "vit": fingerprint,
         "preprocess": [preprocess.target_ratio, preprocess.dim],
         "precision": precision,
@@ -156,15 +182,6 @@ def cache_key(dataset: ImageDataset, model: nn.Module, fingerprint: str, precisi
 
 def _key_name(key: dict) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _open_features(folder: Path, key: dict, mode: str) -> np.memmap:
-    path, dtype = folder / "features.bin", PRECISIONS[key["precision"]]
-    shape = key["count"], key["tokens"], key["width"]
-    expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if mode != "w+" and (not path.is_file() or path.stat().st_size != expected):
-        raise InputError(f"{path} has not the {expected} bytes that it should: remove {folder}")
-    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
 
 
 def build(
@@ -198,44 +215,25 @@ class _Files:
     """The files of a cache, mapped for writing: every process writes its own rows of them."""
 
     def __init__(self, folder: Path, key: dict):
-        self.features = _open_features(folder, key, "r+")
-        self.sizes, self.crc, self.done = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ARRAYS)
+        self.key, self.features = key, open_features(folder, key, "r+")
+        self.arrays = map_arrays(folder, key)
         self.written: list[int] = []
 
     def write(self, index: int, row: np.ndarray, size: tuple[int, int]) -> None:
-        self.features[index], self.sizes[index], self.crc[index] = row, size, zlib.crc32(row)
+        crc = zlib.crc32(row)
+        values = {"sizes": size, "crc": crc, "check": row_checks(self.key, [index], np.array([size]), crc)[0]}
+        self.features[index] = row
+        for name, value in values.items():
+            self.arrays[name][index] = value
         self.written.append(index)
 
     def flush(self) -> None:
-        """First the rows, then what says that they are there."""
-        for array in (self.features, self.sizes, self.crc):
+        """First the rows and what describes them, then what says that they are there."""
+        for array in (self.features, *(self.arrays[name] for name in ("sizes", "crc", "check"))):
             array.flush()
-        self.done[self.written] = True
-        self.done.flush()
+        self.arrays["done"][self.written] = True
+        self.arrays["done"].flush()
         self.written = []
-
-
-def unfinished_rows(folder: Path, key: dict) -> list[int]:
-    """Make the files where they are not there -> the rows that are not done."""
-    if not (folder / "key.json").is_file():
-        _make_files(folder, key)
-    if json.loads((folder / "key.json").read_text(encoding="utf-8")) != key:
-        raise InputError(f"{folder / 'key.json'} is not the key of this cache: remove {folder}")
-    return np.flatnonzero(~np.load(folder / "done.npy")).tolist()
-
-
-def _make_files(folder: Path, key: dict) -> None:
-    count, shape = key["count"], (key["count"], key["tokens"], key["width"])
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(PRECISIONS[key["precision"]]).itemsize
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    print(f"feature cache: {count} images, {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free", flush=True)
-    if size > 0.95 * free:
-        raise InputError(f"the feature cache needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free")
-    _open_features(folder, key, "w+")
-    for name, (columns, dtype) in ARRAYS.items():
-        np.save(folder / f"{name}.npy", np.zeros((count, *columns), dtype))
-    write_atomically(folder / "key.json", json.dumps(key, sort_keys=True))
 
 
 def _store(row: np.ndarray, precision: str, name: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lavis.common.errors import InputError
-from lavis.common.files import write_atomically
+from lavis.common.files import read_json, write_atomically
 
 VERSION = "rc2"
 # Metric of the server -> how many names every pair gets.
@@ -123,18 +123,4 @@ def write_submission(path: Path, submission: Mapping) -> None:
 
 def read_submission(path: Path) -> dict:
     """Read a submission file. Raises InputError where it is no JSON object, or has a key twice."""
-    try:
-        submission = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeated_keys)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is no submission file: {error}; write it again") from error
-    if not isinstance(submission, dict):
-        raise InputError(f"{path} is no submission file: it must hold one JSON object; write it again")
-    return submission
-
-
-def _without_repeated_keys(pairs: list[tuple[str, object]]) -> dict:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return entries
+    return read_json(path, dict, "it is no submission file, write it again")

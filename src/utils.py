@@ -1,6 +1,7 @@
 """Small things that several command-line scripts share."""
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -33,21 +34,26 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def run_main(main: Callable[[], None], in_group: bool = False) -> None:
     """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace.
 
-    `--debug`, which every script takes, shows the trace of bad input too. `in_group` is for the script that several
-    processes may run together.
+    So is an error of the system that names a file. `--debug`, which every script takes, shows the trace of these too.
+    `in_group` is for the script that several processes may run together.
     """
     debug = DEBUG in sys.argv
     sys.argv = [word for word in sys.argv if word != DEBUG]
+    print_any_character()
     try:
         if not in_group:
             require_one_process()
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
+        unnamed = isinstance(error, OSError) and error.filename is None
         before = speaker()
-        if debug:
+        if unnamed or debug:
             traceback.print_exc()
-        print(f"{before}error: {error}", file=sys.stderr, flush=True)
-        tell_the_launcher(f"error: {error}")
+        if unnamed:
+            sys.exit(1)
+        told = f"error: {error if isinstance(error, InputError) else _named_fault(error)}"
+        print(before + told, file=sys.stderr, flush=True)
+        tell_the_launcher(told)
         sys.exit(2)
     except Stopped as stop:
         print(stop, file=sys.stderr)
@@ -57,6 +63,17 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
         sys.exit(130)
 
 
+def print_any_character() -> None:
+    """Have a name that the terminal's encoding does not have, or that is no text at all, be printed in escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _named_fault(error: OSError) -> str:
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
 def silence_all_but_rank_0() -> None:
     """No output and no progress bars of a group's other processes; errors stay.
 
@@ -64,7 +81,7 @@ def silence_all_but_rank_0() -> None:
     """
     launch = find_launch()
     if launch is not None and launch.rank != 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="ignore")  # noqa: SIM115 - as long as the process
         os.environ["TQDM_DISABLE"] = "1"
 
 

@@ -2,7 +2,10 @@
 
 import http.server
 import os
+import shutil
+import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,10 +85,27 @@ def demo(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """A function from a size, `4m`, to the folder of a file system of its own that has no more space."""
+    mounted = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / f"disk-{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a file system can be mounted by root alone")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
 def demo_copy(demo, tmp_path) -> Path:
     """A demo dataset that a test may break."""
-    import shutil
-
     return shutil.copytree(demo, tmp_path / "demo")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import blip_fine_tune_2
 import blip_validate
+import cache_files
 import cirr_test_submission
 import feature_cache
 from data_utils import CIRRDataset, TrainingTriplets, collate_fn
@@ -226,7 +227,7 @@ def test_the_fingerprint_tells_vits_apart(model):
 
 def test_a_full_disk_is_said_before_anything_is_made(demo, model, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(cache_files.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(InputError, match=r"needs 0\.0 GB"):
         cached(demo, model, tmp_path)
     assert not list(tmp_path.rglob("features.bin"))

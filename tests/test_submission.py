@@ -124,7 +124,11 @@ def test_a_file_that_reads_back_otherwise_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"7": ["a"], "7": ["b"]}', "key '7' occurs twice"), ("[]", "one JSON object"), ("{", "no submission file")],
+    [
+        ('{"7": ["a"], "7": ["b"]}', "the object has the key '7' twice"),
+        ("[]", "should hold a JSON dict"),
+        ("{", "no submission file"),
+    ],
 )
 def test_a_file_that_is_no_submission_is_an_input_error(tmp_path, text, message):
     path = tmp_path / "recall.json"
@@ -134,7 +138,7 @@ def test_a_file_that_is_no_submission_is_an_input_error(tmp_path, text, message)
 
 
 def test_a_missing_file_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match=r"none\.json is no submission file"):
+    with pytest.raises(InputError, match=r"no file .*none\.json: it is no submission file"):
         read_submission(tmp_path / "none.json")
 
 

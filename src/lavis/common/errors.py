@@ -1,5 +1,10 @@
 """The one exception that means: the user's input is wrong, and here is the cure; and other errors in a line."""
 
+import reprlib
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
 
 class InputError(ValueError):
     """Bad input: a file, an entry, a flag. The message names it and says what to do.
@@ -8,6 +13,11 @@ class InputError(ValueError):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def shown(value) -> str:
+    """A value of a file in a message, shortened: it may be anything, of any size."""
+    return _short.repr(value)
