@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from lavis.common.errors import InputError
-from lavis.common.files import read_json
+from lavis.common.errors import InputError, shown
+from lavis.common.files import read_json, readable
 from lavis.datasets.region_boxes import Region, regions_of
 from preprocess import build_preprocess as build_preprocess  # upstream's scripts look for these three here
 from preprocess import squarepad_transform as squarepad_transform
@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CIRR_ROOT = REPOSITORY / "cirr_dataset"
 FASHIONIQ_ROOT = REPOSITORY / "fashionIQ_dataset"
 CURE = "see cirr_dataset/README.md for the folders and where the files come from"
+PLAIN_NAMES = "write names without a path, / or \\"
 MAX_REGIONS = 5
 
 
@@ -315,24 +316,39 @@ def missing_files(root: Path, relative_paths: Iterable[str]) -> list[str]:
 
 
 def _file_names(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
+    with readable(folder, CURE):
+        if not folder.is_dir():
+            return set()
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
 
 
 def read_image_split(root: Path, split: str) -> dict[str, str]:
     """name -> path relative to `root`, in file order, which is the order of the gallery."""
-    if not root.is_dir():
-        raise InputError(f"no folder {root}: give the folder that holds cirr/ and the images with --data-path")
+    with readable(root, CURE):
+        if not root.is_dir():
+            raise InputError(f"no folder {root}: give the folder that holds cirr/ and the images with --data-path")
     _, path = cirr_files(root, split)
     paths = read_json(path, dict, CURE)
     for name, place in paths.items():
-        if not isinstance(place, str) or os.path.isabs(place) or ".." in place.split("/"):
-            raise InputError(f"{path}: the path of {name!r} is {place!r}; write it as './train/34/name.png'")
+        problem = _place_problem(name, place)
+        if problem:
+            raise InputError(f"{path}: the path of {name!r} is {shown(place)}; {problem}")
     if not paths:
         raise InputError(f"{path} lists no image: download it anew")
     return {name: os.path.normpath(place) for name, place in paths.items()}
+
+
+def _place_problem(name: str, place) -> str | None:
+    """What is wrong with the path of an image in a split, or None."""
+    if isinstance(place, str) and "\\" in place:
+        return "write it with / instead of \\"
+    if not name:
+        return "give the image a name"
+    inside = isinstance(place, str) and not os.path.isabs(place) and ".." not in place.split("/")
+    if not inside or "\0" in place or os.path.normpath(place) == ".":
+        return "write it as './train/34/name.png'"
+    return None
 
 
 def _read_captions(root: Path, split: str, known_names: dict[str, str]) -> list[dict]:
@@ -351,20 +367,21 @@ def _entry_problem(entry, split: str, known_names: dict[str, str]) -> str | None
     """What is wrong with one entry of the captions file, or None."""
     keys = ["pairid", "reference", "caption", "img_set"] + (["target_hard"] if split != "test1" else [])
     if not isinstance(entry, dict):
-        return f"is {entry!r}, not an object"
+        return f"is {shown(entry)}, not an object"
     absent = [key for key in keys if key not in entry]
+    pair = f"(pairid {shown(entry.get('pairid'))})"
     if absent:
-        return f"(pairid {entry.get('pairid')}) lacks {', '.join(absent)}"
+        return f"{pair} lacks {', '.join(absent)}"
     members = entry["img_set"].get("members") if isinstance(entry["img_set"], dict) else None
     if not isinstance(entry["caption"], str) or not isinstance(members, list):
-        return f"(pairid {entry['pairid']}) needs a text as caption and a list as img_set.members"
+        return f"{pair} needs a text as caption and a list as img_set.members"
     names = [entry["reference"]] + ([entry["target_hard"]] if split != "test1" else [])
     names += members if split != "train" else []  # a training reads none of them
     unknown = [name for name in names if not isinstance(name, str) or name not in known_names]
     if unknown:
-        return f"(pairid {entry['pairid']}) names {unknown[0]!r}, which split.rc2.{split}.json does not list"
+        return f"{pair} names {shown(unknown[0])}, which split.rc2.{split}.json does not list"
     if split == "val" and entry["target_hard"] not in set(members) - {entry["reference"]}:
-        return f"(pairid {entry['pairid']}) has a target that is none of the other members of its group"
+        return f"{pair} has a target that is none of the other members of its group"
     return None
 
 
@@ -372,9 +389,10 @@ def _read_fashioniq_list(root: Path, kind: str, split: str, entries: list[dict])
     """The gallery of a type, in which every image of its captions' `entries` must be."""
     captions, path = fashioniq_files(root, kind, split)
     names = read_json(path, list, CURE)
-    wrong = [name for name in names if not isinstance(name, str) or "/" in name]
+    wrong = [name for name in names if not _is_fashioniq_name(name)]
     if wrong or not names:
-        raise InputError(f"{path} should list names of images, and has {wrong[0]!r}" if wrong else f"{path} is empty")
+        problem = f"lists {shown(wrong[0])}; {PLAIN_NAMES}" if wrong else f"is empty; {CURE}"
+        raise InputError(f"{path} {problem}")
     known = set(names)
     for index, entry in enumerate(entries):
         for name in _fashioniq_names(entry, split):
@@ -398,18 +416,22 @@ def _read_fashioniq_captions(root: Path, kind: str, split: str) -> list[dict]:
 def _fashioniq_problem(entry, split: str) -> str | None:
     """What is wrong with one entry of a FashionIQ captions file, or None."""
     if not isinstance(entry, dict):
-        return f"is {entry!r}, not an object"
+        return f"is {shown(entry)}, not an object"
     keys = ["candidate", "captions"] + (["target"] if split != "test" else [])
     absent = [key for key in keys if key not in entry]
     if absent:
         return f"lacks {', '.join(absent)}"
     captions = entry["captions"]
     if not isinstance(captions, list) or len(captions) != 2 or not all(isinstance(c, str) for c in captions):
-        return f"(candidate {entry['candidate']!r}) needs two texts as captions, not {captions!r}"
+        return f"(candidate {shown(entry['candidate'])}) needs two texts as captions, not {shown(captions)}"
     names = _fashioniq_names(entry, split)
-    if not all(isinstance(name, str) and name and "/" not in name for name in names):
-        return f"names images {names}: write names without a path"
+    if not all(map(_is_fashioniq_name, names)):
+        return f"names images {shown(names)}: {PLAIN_NAMES}"
     return None
+
+
+def _is_fashioniq_name(name) -> bool:
+    return isinstance(name, str) and name != "" and not {"/", "\\", "\0"} & set(name)
 
 
 def _fashioniq_names(entry: dict, split: str) -> list[str]:

@@ -60,7 +60,7 @@ def settings_of_run(model_path: Path) -> dict:
     path = model_path.absolute().parent.parent / SETTINGS_FILE
     if not path.is_file():
         return {}
-    saved = read_json(path, dict, "remove it, and give the flags of the run")
+    saved = read_json(path, dict, "remove it, and give the flags of the run", paths=True)
     from run_inputs import kept_backbone  # heavy: torch
 
     found = {name: saved[name] for name in OF_RUN if name in saved} | kept_backbone(path.parent)

@@ -49,7 +49,7 @@ def _differences(run_folder: Path, config: TrainConfig) -> list[str]:
     """
     path = run_folder / SETTINGS_FILE
     try:
-        saved = read_json(path, dict, "remove the folder")
+        saved = read_json(path, dict, "remove the folder", paths=True)
     except InputError as error:
         print(f"--resume auto leaves out {run_folder}: {error}", flush=True)
         return [f"{SETTINGS_FILE}, which cannot be read"]

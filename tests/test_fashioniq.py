@@ -114,7 +114,7 @@ def test_png_and_jpg_and_png_first(made, tmp_path):
         ("captions/cap.shirt.val.json", ["a"], "not an object"),
         ("captions/cap.shirt.val.json", [], "holds no caption"),
         ("captions/cap.shirt.val.json", {}, "JSON list"),
-        ("image_splits/split.shirt.val.json", ["a", 3], "has 3"),
+        ("image_splits/split.shirt.val.json", ["a", 3], "lists 3"),
         ("image_splits/split.shirt.val.json", [], "is empty"),
     ],
 )

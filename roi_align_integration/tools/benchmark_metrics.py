@@ -24,6 +24,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 from interrupts import leave_interrupts_to_parent  # noqa: E402
 from lavis.common.errors import InputError  # noqa: E402
+from lavis.common.files import read_json  # noqa: E402
 
 ANNOTATION_FILES = ("captions/cap.rc2.val.json", "image_splits/split.rc2.val.json")
 
@@ -33,8 +34,9 @@ def load_annotations(folder: Path) -> tuple[list[dict], list[str]]:
     missing = [str(folder / name) for name in ANNOTATION_FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"missing: {', '.join(missing)}; give the folder by --annotations, or use --synthetic")
-    captions, split = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ANNOTATION_FILES)
-    return captions, list(split)
+    captions, split = (folder / name for name in ANNOTATION_FILES)
+    fix = "download it again, or use --synthetic"
+    return read_json(captions, list, fix), list(read_json(split, dict, fix))
 
 
 def made_up_annotations(queries: int = 4181, images: int = 2297) -> tuple[list[dict], list[str]]:
@@ -123,7 +125,7 @@ def measure(folder: Path, naive: bool, runs: int, threads: int) -> dict:
 
     torch.set_num_threads(threads)
     metric = naive_cirr_metrics if naive else cirr_metrics
-    names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+    names = read_json(folder / "names.json", dict, "run this again")
     scores = torch.from_numpy(np.load(folder / "scores.npy"))
     before = peak_memory_mib()
     seconds = []

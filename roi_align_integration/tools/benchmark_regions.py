@@ -42,7 +42,8 @@ from region_table import (  # noqa: E402
 )
 
 from lavis.common.errors import InputError  # noqa: E402
-from lavis.common.files import read_json, write_atomically  # noqa: E402
+from lavis.common.files import made_and_held, read_bytes, read_json, write_atomically  # noqa: E402
+from lavis.common.reading import read_csv  # noqa: E402
 from run_inputs import file_fingerprint  # noqa: E402
 from train_config import TrainConfig  # noqa: E402
 from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
@@ -102,6 +103,12 @@ def chosen_setting(arm: str, rows: list[Row]) -> tuple[float, Weight | None]:
         return sum(found) / len(found) if found else -1.0
 
     return max(trials(arm), key=score)
+
+
+def rows_of_job(job: Job, path: Path) -> list[Row]:
+    """The rows of a job in the CSV file; none if it is not finished."""
+    rows = [row for row in read_rows(path) if (row.stage, row.arm, row.seed, *row.setting) == job.key]
+    return rows if any(row.step == row.steps for row in rows) else []
 
 
 def plan(args: argparse.Namespace, rows: list[Row]) -> list[Job]:
@@ -231,7 +238,7 @@ def train_job(folder: Path) -> None:
     from resume import find_run
     from training_run import run_training
 
-    settings = read_json(folder / "settings.json", dict, "remove the folder")["config"]
+    settings = read_json(folder / "settings.json", dict, "remove the folder", paths=True)["config"]
     paths = ("data_path", "output_folder", "box_file")
     config = TrainConfig(**settings | {name: Path(settings[name]) for name in paths if settings.get(name)})
     run_training(config, find_run(config))
@@ -255,19 +262,16 @@ def run_job(job: Job, source: Demo | Cirr, args: argparse.Namespace) -> list[Row
 def write_settings(path: Path, settings: dict) -> None:
     """Raises InputError where the folder is that of a run with other settings."""
     text = json.dumps(settings, default=str)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if path.is_file() and read_bytes(path, "remove its folder") != text.encode():
         raise InputError(f"{path.parent} is of a run with other settings: remove it, or give another --folder")
     write_atomically(path, text)
 
 
 def job_rows(job: Job, settings: dict, folder: Path, seconds: float) -> list[Row]:
     """A row for every validation of a finished run."""
-    import csv
-
     (run_folder,) = {path.parent for path in folder.glob("*/training_state.pt")}
     steps = steps_of_an_epoch(settings)
-    with (run_folder / "validation_metrics.csv").open(encoding="utf-8", newline="") as file:
-        validations = list(csv.DictReader(file))
+    validations = [row for _, row in read_csv(run_folder / "validation_metrics.csv", f"remove {folder}")]
     shared = {"stage": job.stage, "arm": job.arm, "seed": job.seed, "learning_rate": job.learning_rate}
     shared |= {"loss_region": str(job.weight or ""), "steps": job.epochs * steps, "seconds": round(seconds)}
     shared |= {"machine": machine_name(settings["device"]), "date": date.today().isoformat()}
@@ -279,7 +283,7 @@ def job_rows(job: Job, settings: dict, folder: Path, seconds: float) -> list[Row
 
 def steps_of_an_epoch(settings: dict) -> int:
     captions = Path(settings["data_path"]) / "cirr" / "captions" / "cap.rc2.train.json"
-    return len(json.loads(captions.read_text(encoding="utf-8"))) // TrainConfig(**settings).batch_size
+    return len(read_json(captions, list, "download it again")) // TrainConfig(**settings).batch_size
 
 
 def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> None:
@@ -287,9 +291,12 @@ def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> N
     lock, done = Lock(), []
 
     def run_one(job: Job) -> None:
-        rows = run_job(job, source, args)
+        with made_and_held(args.folder / "runs" / job.name):
+            rows = rows_of_job(job, args.csv)  # of another process, since this one began
+            if not rows:
+                rows = run_job(job, source, args)
+                append_rows(args.csv, rows)
         with lock:
-            append_rows(args.csv, rows)
             done.append(job)
             last = rows[-1]
             print(f"{len(done)}/{len(jobs)} {job.name}: R@1 {last.recall_at1:.2f}, R@5 {last.recall_at5:.2f},"

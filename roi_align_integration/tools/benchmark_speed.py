@@ -16,7 +16,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from lavis.common.files import write_atomically  # noqa: E402
+from lavis.common.files import held_file, read_bytes, write_atomically  # noqa: E402
 from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_speed"
@@ -66,9 +66,15 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     print("\n".join([header(), *lines]))
     print(whole_training(found))
     if args.table:
-        before = args.table.read_text(encoding="utf-8").rstrip("\n") if args.table.is_file() else header()
-        write_atomically(args.table, "\n".join([before, *lines, ""]))
+        add_lines(args.table, lines)
     return found
+
+
+def add_lines(table: Path, lines: list[str]) -> None:
+    """Add rows to a Markdown file, which another process may do at the same time."""
+    with held_file(table, wait=True):
+        before = read_bytes(table, "give another --table").decode("utf-8", "replace") if table.is_file() else header()
+        write_atomically(table, "\n".join([before.rstrip("\n"), *lines, ""]))
 
 
 def run_row(row: str, argv: list[str]) -> dict:

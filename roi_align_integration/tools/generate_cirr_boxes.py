@@ -22,7 +22,8 @@ from tqdm import tqdm  # noqa: E402
 from yolo_boxes import DEFAULT_WEIGHTS, Detector  # noqa: E402
 
 from lavis.common.errors import InputError  # noqa: E402
-from lavis.common.files import write_atomically  # noqa: E402
+from lavis.common.files import atomic_writer, held_file, read_bytes, write_atomically  # noqa: E402
+from lavis.common.reading import parse_json  # noqa: E402
 from lavis.datasets.region_boxes import Region, save_boxes  # noqa: E402
 from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
 
@@ -144,11 +145,19 @@ def folder_images(folder: Path) -> dict[str, Path]:
 
 
 def make_box_file(title: str, images: dict[str, Path], output: Path, settings: BoxSettings, detector, args) -> None:
-    """Make one box file; goes on where an interrupted run stopped. Prints a table."""
+    """Make one box file; goes on where an interrupted run stopped. Prints a table.
+
+    A second process that makes it at the same time waits, and finds it there.
+    """
+    with held_file(output, wait=True):
+        _make_box_file(title, images, output, settings, detector, args)
+
+
+def _make_box_file(title: str, images: dict[str, Path], output: Path, settings: BoxSettings, detector, args) -> None:
     made, start = output.with_name(output.name + ".made"), time.perf_counter()
     recipe = json.dumps(settings.recipe() | {"images": fingerprint(images)}, sort_keys=True)
     if output.is_file() and not args.overwrite:
-        if made.is_file() and made.read_text(encoding="utf-8") == recipe:
+        if made.is_file() and read_bytes(made, "remove it") == recipe.encode():
             print(f"{output} is there, made in this way of these images")
             return
         raise InputError(
@@ -188,14 +197,21 @@ def fingerprint(images: dict[str, Path]) -> str:
 def read_progress(path: Path, recipe: str) -> dict[str, Found]:
     """What an interrupted run has found, where it was made in the same way; else the file is begun anew."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    if not lines or lines[0] != recipe:
+    lines = read_bytes(path, "remove it").split(b"\n") if path.is_file() else []
+    if not lines or lines[0] != recipe.encode():
         write_atomically(path, recipe + "\n")
         return {}
+    found = {}
+    for number, line in enumerate(lines[1:-1], start=2):
+        try:
+            entry = parse_json(line, f"{path}, line {number},", "remove the file")
+            found[entry["name"]] = Found(**entry | {"regions": [Region(**region) for region in entry["regions"]]})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number} is not the boxes of an image: remove the file") from error
     # What stands behind the last line break is a line that was cut off.
-    write_atomically(path, "".join(line + "\n" for line in lines[:-1]))
-    entries = [json.loads(line) for line in lines[1:-1]]
-    return {e["name"]: Found(e["name"], [Region(**r) for r in e["regions"]], e["method"], e["error"]) for e in entries}
+    with atomic_writer(path) as file:
+        file.writelines(line + b"\n" for line in lines[:-1])
+    return found
 
 
 def find_boxes(images: dict[str, Path], settings: BoxSettings, detector, args) -> Iterator[Found]:

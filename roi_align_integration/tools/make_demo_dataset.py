@@ -15,7 +15,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.common.errors import InputError  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main, write_atomically  # noqa: E402
+from lavis.common.files import made_and_held, read_json, write_atomically  # noqa: E402
+from utils import HelpFormatter, positive_int, run_main  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "demo_dataset"
 SETTINGS_FILE = "demo.json"
@@ -49,10 +50,17 @@ class DemoSettings:
 def make_demo_dataset(output: Path, settings: DemoSettings) -> bool:
     """Write the dataset; False where it is there already with the same settings.
 
-    Raises InputError where the folder holds other data, or the difficulty has too few scenes for so many images.
+    A second process that makes it at the same time waits, and finds it there. Raises InputError where the folder holds
+    other data, or the difficulty has too few scenes for so many images.
     """
-    if _is_there(output, settings):
-        return False
+    with made_and_held(output):
+        if _is_there(output, settings):
+            return False
+        _write_demo_dataset(output, settings)
+        return True
+
+
+def _write_demo_dataset(output: Path, settings: DemoSettings) -> None:
     from demo_scenes import DIFFICULTIES, distinct_groups
 
     difficulty = DIFFICULTIES[settings.difficulty]
@@ -70,13 +78,12 @@ def make_demo_dataset(output: Path, settings: DemoSettings) -> bool:
         write_captions(output, split, members, triplets, first_pair, settings)
         first_pair += triplets
     write_atomically(output / SETTINGS_FILE, json.dumps(asdict(settings)))
-    return True
 
 
 def _is_there(output: Path, settings: DemoSettings) -> bool:
     path = output / SETTINGS_FILE
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) == asdict(settings):
+        if read_json(path, dict, f"remove {output}, or give another --output") == asdict(settings):
             return True
         raise InputError(
             f"{output} holds a demo dataset with other settings ({path}): remove it, or give another --output"

@@ -1,6 +1,5 @@
 """The arms of a comparison of region losses: what each trains with, its box file, and the settings to tune it over."""
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from saliency_boxes import boxes_of_file
 
+from data_utils import read_image_split
 from lavis.common.errors import InputError
 from lavis.common.registry import registry
 from lavis.datasets.region_boxes import Region, load_boxes, save_boxes
@@ -199,5 +199,5 @@ def box_file_of(name: str, true_file: Path, source: BoxSource, folder: Path) -> 
 
 def image_paths(data_path: Path) -> Callable[[str], Path]:
     """Where the training image of a name lies, in CIRR's layout."""
-    split = json.loads((data_path / "cirr" / "image_splits" / "split.rc2.train.json").read_text(encoding="utf-8"))
+    split = read_image_split(data_path, "train")
     return lambda name: data_path / split[name]

@@ -1,7 +1,5 @@
 """Results of a comparison of region losses: a CSV file of validations, and the table and plot made out of it."""
 
-import csv
-import io
 import math
 import statistics
 from collections import Counter, defaultdict
@@ -11,7 +9,8 @@ from pathlib import Path
 from region_arms import ARMS, WINNER
 
 from lavis.common.errors import InputError
-from lavis.common.files import write_atomically
+from lavis.common.files import append_csv, held_file
+from lavis.common.reading import read_csv
 
 METRICS = {"recall_at1": "R@1", "recall_at5": "R@5", "recall_at10": "R@10", "group_recall_at1": "Rsubset@1"}
 BASELINE = "none"
@@ -45,25 +44,19 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a CSV file, none where it is not there. Raises InputError that names the line."""
     if not path.is_file():
         return []
-    kinds, rows = {field.name: field.type for field in fields(Row)}, []
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, entry in enumerate(csv.DictReader(file), start=2):
-            try:
-                rows.append(Row(**{name: kinds[name](value) for name, value in entry.items()}))
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path}, line {number}: {error!r}: remove the line, or the file") from error
+    kinds, rows, fix = {field.name: field.type for field in fields(Row)}, [], "remove the line, or the file"
+    for number, entry in read_csv(path, fix):
+        try:
+            rows.append(Row(**{name: kinds[name](value) for name, value in entry.items()}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}, line {number}: {error!r}: {fix}") from error
     return rows
 
 
 def append_rows(path: Path, rows: list[Row]) -> None:
-    """Add rows at the end; the file is whole at any moment."""
-    text = path.read_bytes().decode("utf-8") if path.is_file() else ""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
-    if not text:
-        writer.writeheader()
-    writer.writerows(map(asdict, rows))
-    write_atomically(path, text + buffer.getvalue())
+    """Add rows at the end; the file is whole at any moment, and another process adds its own before or after."""
+    with held_file(path, wait=True):
+        append_csv(path, [field.name for field in fields(Row)], map(asdict, rows), ending="\n")
 
 
 def final_rows(rows: list[Row]) -> dict[str, dict[int, Row]]:
