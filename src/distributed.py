@@ -143,7 +143,7 @@ def _impatient(launch: Launch) -> Iterator[None]:
     told.start()
     try:
         yield
-    except dist.DistError as error:
+    except RuntimeError as error:  # of the store, of the network, of gloo: all are of this type
         raise InputError(
             f"{awaited} should have met, and did not ({first_line(error)}): start them all, with the same WORLD_SIZE,"
             " MASTER_ADDR and MASTER_PORT, or use torchrun"

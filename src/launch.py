@@ -13,7 +13,15 @@ GROUP = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 # What other launchers set: the number of processes that they have started with this one. An allocation that a shell
 # runs in has SLURM_NTASKS as well: that starts nothing.
-OTHER_LAUNCHERS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+OTHER_LAUNCHERS = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+    "HOROVOD_SIZE": "horovodrun",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+}
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "HOROVOD_RANK")
 USE_TORCHRUN = "start it by torchrun --nproc_per_node=GPUS src/blip_fine_tune_2.py ..."
 ON_SLURM = "srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc_per_node=GPUS --rdzv_backend=c10d ..."
 
@@ -43,12 +51,15 @@ def find_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     Raises InputError for processes that do not know of each other, each of which would train alone, and for variables
     that describe no group.
     """
-    if _number("WORLD_SIZE", environ, 1) == 1:
+    if _number("WORLD_SIZE", environ, 1) == 1 and environ.get("RANK", "0") in ("", "0"):
         _refuse_other_launchers(environ)
         return None
     missing = [name for name in GROUP if not environ.get(name)]
     if missing:
-        raise InputError(f"WORLD_SIZE is {environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: {USE_TORCHRUN}")
+        raise InputError(
+            f"other variables say that this is one of several processes, but {', '.join(missing)} is not set:"
+            f" {USE_TORCHRUN}"
+        )
     rank, size, port = (_number(name, environ) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     if not rank < size:
         raise InputError(f"RANK is {rank}, and WORLD_SIZE {size}: ranks are 0 to {size - 1}; {USE_TORCHRUN}")
@@ -67,7 +78,7 @@ def _number(name: str, environ: Mapping[str, str], default: int | None = None) -
 
 
 def _refuse_other_launchers(environ: Mapping[str, str]) -> None:
-    for launcher, name in OTHER_LAUNCHERS.items():
+    for name, launcher in OTHER_LAUNCHERS.items():
         count = environ.get(name, "1")
         if count.isdecimal() and int(count) > 1 and "TORCHELASTIC_RUN_ID" not in environ:
             how = f"use {ON_SLURM}" if launcher == "srun" else USE_TORCHRUN
@@ -103,8 +114,14 @@ def speaker() -> str:
     An error of every process is rank 0's to say: it ends all of them, through the launcher. Another rank waits for
     that, and speaks of what is its own.
     """
-    rank = os.environ.get("RANK", "")
-    if not rank.isdecimal() or rank == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+    if any_rank() == 0:
         return ""
     time.sleep(SECONDS_FOR_RANK_0)
-    return f"rank {rank}: "
+    return f"rank {any_rank()}: "
+
+
+def any_rank() -> int:
+    """The number of this process, whichever launcher has given it; 0 for one that is alone."""
+    sizes = (os.environ.get(name) or "1" for name in ("WORLD_SIZE", *OTHER_LAUNCHERS))
+    rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), "0")
+    return int(rank) if rank.isdecimal() and any(size != "1" for size in sizes) else 0

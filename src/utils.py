@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import find_launch, require_one_process, speaker, tell_the_launcher
+from launch import any_rank, find_launch, require_one_process, speaker, tell_the_launcher
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically as write_atomically
 from stop_signals import Stopped
@@ -56,11 +56,16 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
         tell_the_launcher(told)
         sys.exit(2)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.status)
+        _end_quietly(str(stop), stop.status)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end_quietly("interrupted", 130)
+
+
+def _end_quietly(line: str, status: int) -> None:
+    """End as a signal has asked, which every process of a group has heard: one of them says so."""
+    if any_rank() == 0:
+        print(line, file=sys.stderr)
+    sys.exit(status)
 
 
 def print_any_character() -> None:
