@@ -97,7 +97,7 @@ def unfinished_rows(folder: Path, key: dict) -> list[int]:
     The space of all of them is taken first: a disk that fills later would end the process without a word (SIGBUS).
     Raises InputError if there is too little, or as `open_arrays`.
     """
-    made = (folder / "key.json").is_file()
+    made = os.path.lexists(folder / "key.json")
     if made and read_json(folder / "key.json", dict, f"remove {folder}") != key:
         raise InputError(f"{folder / 'key.json'} is not the key of this cache: remove {folder}")
     if not made:

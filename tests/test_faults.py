@@ -7,13 +7,11 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from training_flags import ENVIRONMENT, SCRIPT, command, train, training_flags, with_regions
+from training_flags import ENVIRONMENT, command, train, training_flags, with_regions
 
 import blip_fine_tune_2
 import blip_validate
@@ -74,21 +72,6 @@ def test_two_runs_do_not_share_a_folder(flags, tmp_path):
     with files.held(folder), pytest.raises(InputError, match="is in use by another process"):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "3"])
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
-
-
-def test_a_cache_that_another_run_builds_is_waited_for(tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from lavis.common.files import held\nwith held(Path(sys.argv[1])):"
-    )
-    code += "\n    print('held', flush=True); time.sleep(1.5)"
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "held\n"
-        start = time.monotonic()
-        with files.made_and_held(tmp_path):
-            assert time.monotonic() - start > 0.5
 
 
 # --- processes and memory ---------------------------------------------------------------------------------------------
