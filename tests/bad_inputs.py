@@ -1,6 +1,7 @@
 """Bad input, one case a line: what is wrong, how it is made, and a part of what the scripts must say."""
 
 import json
+import os
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -61,6 +62,24 @@ def removed(place: str) -> Callable[[Path], None]:
 
 def split_place(value) -> Callable[[Path], None]:
     return changed(SPLIT.format("train"), lambda places: places.update({next(iter(places)): value}))
+
+
+def split_alias(folder: Path) -> None:
+    """Give the first training image a second name."""
+    changed(SPLIT.format("train"), lambda places: places.update(alias=next(iter(places.values()))))(folder)
+
+
+def marked(place: str) -> Callable[[Path], None]:
+    """As Windows' editors write a file."""
+    return lambda folder: (folder / place).write_bytes(b"\xef\xbb\xbf" + (folder / place).read_bytes())
+
+
+def pipe_instead(place: str) -> Callable[[Path], None]:
+    return lambda folder: ((folder / place).unlink(), os.mkfifo(folder / place))
+
+
+def link_to_itself(place: str) -> Callable[[Path], None]:
+    return lambda folder: ((folder / place).unlink(), (folder / place).symlink_to(folder / place))
 
 
 def boxes(value) -> Callable[[Path], None]:
@@ -172,6 +191,14 @@ CASES = [
     Case("captions", "no JSON", "not valid JSON", written(TRAIN, b"[{]")),
     Case("captions", "cut off", "not valid JSON", written(TRAIN, b'[{"pairid": 1, "refe')),
     Case("captions", "not UTF-8", "not valid JSON", written(TRAIN, b'["\xff\xfe"]')),
+    Case("captions", "a key twice", "entry 0 has the key 'pairid' twice", written(TRAIN, b'[{"pairid": 1, "pairid": 2}]')),
+    Case("captions", "half of a character", "entry 3, 'caption' holds half of a character", entry("caption", "x \ud83d")),
+    Case("captions", "half of a character in val", "entry 3, 'caption' holds half of a character", entry("caption", "x \ud83d", "val")),
+    Case("captions", "lists in lists in lists", "nested too deeply", written(TRAIN, b"[" * 100_000)),
+    Case("captions", "a number of 5000 digits", "not valid JSON (Exceeds", written(TRAIN, b"[" + b"7" * 5000 + b"]")),
+    Case("captions", "a byte order mark", None, marked(TRAIN)),
+    Case("captions", "a pipe", "no regular file", pipe_instead(TRAIN)),
+    Case("captions", "a link to itself", "Too many levels of symbolic links", link_to_itself(TRAIN)),
     Case("captions", "an object, not a list", "should hold a JSON list", written(TRAIN, b"{}")),
     Case("captions", "an empty list", "holds no caption", written(TRAIN, b"[]")),
     Case("captions", "an entry that is a number", "entry 3 is 5", changed(TRAIN, lambda e: [*e[:3], 5])),
@@ -188,12 +215,19 @@ CASES = [
     Case("split", "no image", "lists no image", written(SPLIT.format("train"), b"{}")),
     Case("split", "an absolute path", "write it as './train", split_place("/etc/passwd")),
     Case("split", "a path that leaves the folder", "write it as './train", split_place("./train/../../secret.png")),
+    Case("split", "a path with \\", "write it with / instead of", split_place(".\\train\\0\\a.png")),
+    Case("split", "a path that is the folder", "write it as './train", split_place("./")),
+    Case("split", "a name that is empty", "give the image a name", changed(SPLIT.format("train"), lambda places: places.update({"": "./train/0/a.png"}))),
+    Case("split", "a name twice", "the object has the key 'train-0-0-img0' twice", written(SPLIT.format("train"), b'{"train-0-0-img0": "./a.png", "train-0-0-img0": "./b.png"}')),
+    Case("split", "half of a character in a name", "half of a character", changed(SPLIT.format("train"), lambda places: places.update({"\ud83d": "./train/0/a.png"}))),
+    Case("split", "an image under two names", None, split_alias),
     Case("split", "a path that is a number", "write it as './train", split_place(3)),
     Case("split", "images that are not there", "1 of 24 images of CIRR train are missing", split_place("./train/0/none.png")),
     Case("boxes", "no file", "no file", removed(BOXES), REGIONS),
     Case("boxes", "no JSON", "not valid JSON", written(BOXES, b"boxes"), REGIONS),
     Case("boxes", "a list, not an object", "should hold a JSON dict", written(BOXES, b"[]"), REGIONS),
     Case("boxes", "no box of an image of this dataset", "shares no image name", written(BOXES, b'{"other": []}'), REGIONS),
+    Case("boxes", "an image twice", "the object has the key 'a' twice", written(BOXES, b'{"a": [], "a": [[0, 0, 1, 1]]}'), REGIONS),
     Case("boxes", "null for an image", "write a list of boxes", boxes(None), REGIONS),
     Case("boxes", "three numbers", "write four numbers", boxes([[0.1, 0.1, 0.5]]), REGIONS),
     Case("boxes", "pixels", "these look like pixels", boxes([[10, 20, 100, 90]]), REGIONS),

@@ -1,7 +1,10 @@
 """The comparison of region losses: its box files, baselines, table and plan; and a small one from end to end."""
 
 import math
+import os
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -152,6 +155,29 @@ def test_rows_survive_the_csv_file(tmp_path):
     path.write_text(path.read_text().replace(",30.0,", ",thirty,", 1))
     with pytest.raises(InputError, match=r"rows.csv, line 2: .*thirty"):
         read_rows(path)
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from region_table import append_rows, read_rows
+path = Path(sys.argv[1])
+row = read_rows(path)[0]
+for _ in range(40):
+    append_rows(path, [row])
+"""
+
+
+def test_rows_that_two_processes_append_are_all_there(tmp_path):
+    """As two benchmarks with one CSV file do."""
+    path = tmp_path / "rows.csv"
+    append_rows(path, [row()])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", APPEND, str(path)]
+    for process in [subprocess.Popen(command, env=environment) for _ in range(2)]:
+        assert process.wait(120) == 0
+    assert len(read_rows(path)) == 81
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.csv"]
 
 
 def test_paired_differences_are_those_of_the_seeds_of_both():

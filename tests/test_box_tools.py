@@ -6,14 +6,17 @@ import sys
 import time
 from argparse import Namespace
 
+import generate_cirr_boxes
 import numpy as np
 import pytest
 from demo_scenes import COLOURS
 from generate_boxes_example import main as make_example
 from generate_cirr_boxes import main as generate
+from generate_cirr_boxes import read_progress
 from make_demo_dataset import DemoSettings, make_demo_dataset
 from PIL import Image
 from saliency_boxes import otsu_threshold, saliency_boxes, spectral_residual
+from training_flags import at_once
 
 from lavis.common.errors import InputError
 from lavis.datasets.region_boxes import load_boxes
@@ -48,6 +51,16 @@ def test_saliency_finds_most_objects_of_the_demo_dataset(demo, tmp_path):
     share = share_found(found, load_boxes(demo / "boxes" / "cirr_boxes_train.json"))
     print(f"objects found at IoU 0.5: {100 * share:.1f} %")
     assert share > 0.9
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_two_that_make_one_box_file_at_once(demo, tmp_path, attempt):
+    output = tmp_path / "boxes.json"
+    flags = ["--cirr-root", str(demo), "--output", str(output), "--num-workers", "1"]
+    said = at_once(generate_cirr_boxes.__file__, flags)
+    assert sum("is there, made in this way" in out for out in said) == 1
+    assert load_boxes(output).keys() == load_boxes(demo / "boxes" / "cirr_boxes_train.json").keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.json", "boxes.json.made"]
 
 
 def test_saliency_before_a_cluttered_background(tmp_path):
@@ -343,3 +356,16 @@ def test_a_pickle_is_refused(demo, yolo_weights, tmp_path):
     with pytest.raises(InputError, match="cannot be used"):
         run(tmp_path, "--cirr-root", str(demo), "--method", "yolo", "--yolo-weights", str(evil))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b'{"name": "a"}', b'{"name": "a", "regions": [{"x": 1}]}', b'"\xff"', b"7"]
+)
+def test_a_damaged_progress_file_is_named(tmp_path, line):
+    path = tmp_path / "boxes.json.progress"
+    good = b'{"name": "b", "regions": [], "method": "saliency", "error": ""}'
+    path.write_bytes(b"recipe\n" + good + b"\n" + line + b"\n")
+    with pytest.raises(InputError, match=r"boxes\.json\.progress, line 3,? .*remove the file"):
+        read_progress(path, "recipe")
+    path.write_bytes(b"recipe\n" + good + b"\n" + line)  # cut off: it is made again
+    assert list(read_progress(path, "recipe")) == ["b"]

@@ -4,11 +4,13 @@ import json
 import random
 
 import demo_scenes
+import make_demo_dataset as make_demo_dataset_script
 import numpy as np
 import pytest
 from demo_scenes import COLOURS, DIFFICULTIES, WORDINGS
 from make_demo_dataset import DemoSettings, main, make_demo_dataset
 from PIL import Image
+from training_flags import at_once
 
 from lavis.common.errors import InputError
 from lavis.models.tokenizer import build_tokenizer
@@ -23,6 +25,22 @@ def read(folder, name):
 def groups_of(difficulty: str, count: int, seed: int = 0) -> list:
     groups = demo_scenes.distinct_groups(random.Random(seed), DIFFICULTIES[difficulty])
     return [next(groups) for _ in range(count)]
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_two_that_make_it_at_once(tmp_path, attempt):
+    flags = ["--images", "60", "--triplets", "30", "--val-images", "6", "--val-triplets", "6", "--test-images", "6"]
+    said = at_once(make_demo_dataset_script.__file__, [*flags, "--test-triplets", "6", "--output", str(tmp_path / "d")])
+    assert sum("demo dataset is there" in out for out in said) == 1
+    assert sum("demo dataset in" in out for out in said) == 1
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": 1, "images": 2}', ""])
+def test_a_damaged_settings_file_is_named(tmp_path, content):
+    (tmp_path / "demo.json").write_text(content)
+    with pytest.raises(InputError, match=r"demo\.json.*remove"):
+        make_demo_dataset(tmp_path, TINY)
 
 
 def test_layout_is_cirrs(demo):

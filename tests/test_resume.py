@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import blip_fine_tune_2
+import engine
 from engine import choose_runtime
 from lavis.common import files
 from lavis.common.errors import InputError
@@ -23,7 +24,7 @@ from run_inputs import file_fingerprint
 from stop_signals import Stopped, StopSignals, leave_signals_to_parent
 from train_config import STATE_FILE, TrainConfig, save_interval
 from training_run import write_hyperparameters
-from training_state import random_state, read_state, set_random_state
+from training_state import Best, random_state, read_state, set_random_state
 
 SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
 COMPARED = ("train_metrics.csv", "validation_metrics.csv", "saved_models/tuned_clip_last.pt",
@@ -201,6 +202,19 @@ def killed_and_resumed(whole, demo, small_yaml, output, seed: int, most_kills: i
 
 def test_killed_at_any_moment(whole_of_one_thread, demo, small_yaml, tmp_path):
     assert killed_and_resumed(whole_of_one_thread, demo, small_yaml, tmp_path, seed=0, most_kills=5) >= 3
+
+
+def test_a_killed_run_with_workers_goes_on_at_once(demo, small_yaml, tmp_path, monkeypatch):
+    """Its processes that load images outlive it by seconds, and hold none of its locks."""
+    process = start(demo, small_yaml, tmp_path, "--num-workers", "2", "--num-epochs", "200")
+    wait_for_a_state(tmp_path, process)
+    workers = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout
+    process.kill()
+    process.wait()
+    assert [pid for pid in workers.split() if Path(f"/proc/{pid}").exists()]
+    monkeypatch.setattr(engine, "fit", lambda *arguments: Best("recall_at1", 0, {"recall_at1": 1.0}))
+    blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(run_folder(tmp_path))])
+    process.communicate(timeout=60)
 
 
 @pytest.mark.slow

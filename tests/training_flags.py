@@ -33,3 +33,15 @@ def command(*flags: str, processes: int = 1) -> list[str]:
 def train(*flags: str, processes: int = 1) -> subprocess.CompletedProcess:
     line = command(*flags, processes=processes)
     return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def at_once(script: str | Path, flags: list[str]) -> list[str]:
+    """What two processes of a script, started together, print; both must end well."""
+    line = [sys.executable, str(script), *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    answers = []
+    for process in [subprocess.Popen(line, env=ENVIRONMENT, **pipes) for _ in range(2)]:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        answers.append(out)
+    return answers

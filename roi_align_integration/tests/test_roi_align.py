@@ -22,7 +22,7 @@ from lavis.models import Blip2QformerCirAlignPrompt  # noqa: E402
 from lavis.models.blip2_models.region import OBJECTIVES  # noqa: E402
 from lavis.models.model_config import load_config  # noqa: E402
 from lavis.models.tokenizer import build_tokenizer  # noqa: E402
-from utils import print_any_character  # noqa: E402
+from utils import run_main  # noqa: E402
 
 BATCH = 3
 CAPTIONS = ["make the red circle blue", "remove the square", "add a large green triangle at the top"]
@@ -178,5 +178,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    print_any_character()
-    sys.exit(main())
+    run_main(lambda: sys.exit(main()))

@@ -290,6 +290,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):  # a path may have characters that the terminal's encoding has not
-        stream.reconfigure(errors="backslashreplace")
     sys.exit(main())
