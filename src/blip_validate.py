@@ -39,8 +39,10 @@ def validate(config: TrainConfig, model_path: Path) -> dict[str, float]:
     import engine
     from dataset_catalog import make_validation, open_galleries
     from feature_cache import use_feature_cache
+    from image_check import check_images
 
     galleries = open_galleries(config, evaluation_preprocess(config))
+    check_images(*galleries.values())
     model, process_caption, runtime = load_evaluated(config, model_path)
     use_feature_cache(config, model, runtime.device, *galleries.values())
     validation = make_validation(config, galleries, process_caption)

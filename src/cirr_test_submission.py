@@ -46,10 +46,11 @@ def submit(config: TrainConfig, model_path: Path, folder: Path) -> list[Path]:
     import engine
     from data_utils import CIRRDataset
     from feature_cache import use_feature_cache
+    from image_check import check_images
     from retrieval_task import cirr_test_task
 
     gallery = CIRRDataset("test1", "classic", evaluation_preprocess(config), data_path=config.data_path)
-    gallery.check_images()
+    check_images(gallery)
     model, process_caption, runtime = load_evaluated(config, model_path)
     use_feature_cache(config, model, runtime.device, gallery)
     scores = engine.score_queries(model, cirr_test_task(gallery, process_caption), config, runtime)

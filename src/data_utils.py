@@ -1,9 +1,7 @@
 """CIRR and FashionIQ: captions, image lists and images; and the one collate function."""
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from image_files import fashioniq_image_paths
+from images import is_tagged, naming, open_rgb, orientations, stored_size
 from lavis.common.errors import InputError, shown
 from lavis.common.files import read_json, readable
-from lavis.datasets.region_boxes import Region, regions_of
+from lavis.datasets.region_boxes import FRAME_KEY, STORED, Region, read_box_file, regions_of
 from preprocess import build_preprocess as build_preprocess  # upstream's scripts look for these three here
 from preprocess import squarepad_transform as squarepad_transform
 from preprocess import targetpad_transform as targetpad_transform
@@ -81,7 +81,11 @@ class ImageDataset(Dataset):
         raise NotImplementedError
 
     def use_boxes(self, box_file: str | Path) -> None:
-        """Take regions from a box file. Raises InputError where it is wrong, or `preprocess` cannot move boxes."""
+        """Take regions from a box file.
+
+        Raises InputError if it is wrong, if `preprocess` cannot move boxes, or if the file does not say its frame and
+        images with boxes carry an EXIF orientation.
+        """
         if not hasattr(self.preprocess, "move_boxes"):
             raise InputError(
                 "a box file needs a preprocess that moves boxes: targetpad_transform or squarepad_transform"
@@ -89,7 +93,24 @@ class ImageDataset(Dataset):
         if self.max_regions < 1:
             raise InputError(f"--max-regions must be at least 1, not {self.max_regions}")
         names = (entry[key] for entry in self.triplets for key in (self.reference_key, self.target_key))
-        self.regions, self._moved = regions_of(box_file, names, self.title), {}
+        file = read_box_file(box_file)
+        self.regions, self._moved = regions_of(file, names, self.title), {}
+        if file.frame is None:
+            self._refuse_tagged(file.path)
+
+    def _refuse_tagged(self, box_file: Path) -> None:
+        """Boxes of a tool that applies an EXIF orientation would lie elsewhere: the file must say its frame then."""
+        names = [name for name, regions in self.regions.items() if regions]
+        tagged = [
+            name for name, found in zip(names, orientations(map(self.path_of, names)), strict=True) if is_tagged(found)
+        ]
+        if tagged:
+            raise InputError(
+                f"{box_file} does not say in which frame its boxes are, and {len(tagged)} images of {self.title} that"
+                f" have boxes carry an EXIF orientation, first {', '.join(tagged[:3])}: make it again with"
+                f' roi_align_integration/tools/generate_cirr_boxes.py, or add the entry "{FRAME_KEY}": "{STORED}"'
+                " to it if its boxes are of the pixels as they are stored"
+            )
 
     def triplet(self, index: int) -> Triplet:
         """Everything about a training triplet, with regions where there is a box file."""
@@ -110,7 +131,8 @@ class ImageDataset(Dataset):
         """Image (3, S, S), its `max_regions` largest boxes (n, 4) in the input frame, and how many were dropped."""
         if self.features is not None:
             return self.load_image(name), *self._moved_regions(name, self.get_image_size(name))
-        with self._open(name) as image:
+        with naming(name, self.path_of(name)):
+            image = open_rgb(self.path_of(name))
             return self.preprocess(image), *self._moved_regions(name, image.size)
 
     def _moved_regions(self, name: str, size: tuple[int, int]) -> tuple[Tensor, int]:
@@ -122,14 +144,17 @@ class ImageDataset(Dataset):
         return boxes.clone(), dropped
 
     def get_image_size(self, name: str) -> tuple[int, int]:
-        """(width, height) of the raw image, in pixels. Raises InputError as `load_image`, and for an unknown name."""
+        """(width, height) of the raw image as it is stored, in pixels.
+
+        Raises InputError as `load_image`, and for an unknown name.
+        """
         if name not in self.image_paths:
             raise InputError(f"{self.title} has no image {name!r}")
         if self.features is not None:
             width, height = self.features.sizes[self.index_of[name]]
             return int(width), int(height)
-        with self._open(name) as image:
-            return image.size
+        with naming(name, self.path_of(name)):
+            return stored_size(self.path_of(name))
 
     def load_image(self, name: str) -> Tensor:
         """The preprocessed image (3, S, S), or its cached features (T, D), or with these on a GPU its index, 0-d.
@@ -138,8 +163,8 @@ class ImageDataset(Dataset):
         """
         if self.features is not None:
             return self.features[self.index_of[name]]
-        with self._open(name) as image:
-            return self.preprocess(image)
+        with naming(name, self.path_of(name)):
+            return self.preprocess(open_rgb(self.path_of(name)))
 
     def on_device(self, images: Tensor, device: torch.device) -> Tensor:
         """A batch of what `load_image` gives -> images (B, 3, S, S) or features (B, T, D) on the device."""
@@ -147,23 +172,9 @@ class ImageDataset(Dataset):
             return self.features.take(images)
         return images.to(device, non_blocking=True)
 
-    @contextmanager
-    def _open(self, name: str) -> Iterator[Image.Image]:
-        path = self.root / self.image_paths[name]
-        try:
-            with Image.open(path) as image:
-                yield image
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {name!r} at {path} cannot be read ({error}): copy or download it anew") from error
-
-    def check_images(self) -> None:
-        """Raise InputError that names the first missing image files, before hours of training depend on them."""
-        missing = missing_files(self.root, self.image_paths.values())
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(self.image_paths)} images of {self.title} are missing under {self.root},"
-                f" first {', '.join(missing[:3])}: see cirr_dataset/README.md for where they come from"
-            )
+    def path_of(self, name: str) -> Path:
+        """The file of an image."""
+        return self.root / self.image_paths[name]
 
 
 class CIRRDataset(ImageDataset):
@@ -219,7 +230,9 @@ class CIRRDataset(ImageDataset):
 
 
 class FashionIQDataset(ImageDataset):
-    """FashionIQ (Wu et al., CVPR 2021): captions, image lists and images under `data_path`, an image as .png or .jpg.
+    """FashionIQ (Wu et al., CVPR 2021): captions, image lists and images under `data_path`.
+
+    An image is a .png, .jpg or .jpeg, in lower or upper case; the first of these that is there.
 
     Args:
         split: `train`, `val` or `test`.
@@ -273,7 +286,7 @@ class FashionIQDataset(ImageDataset):
                 name for kind in entries for name in _read_fashioniq_list(root, kind, split, entries[kind])
             )
             names = [name for name in listed if gallery == "split" or name in named]
-        super().__init__(f"FashionIQ {split}", mode, root, _fashioniq_image_paths(root, names), preprocess, max_regions)
+        super().__init__(f"FashionIQ {split}", mode, root, fashioniq_image_paths(root, names), preprocess, max_regions)
         if box_file is not None and (split, mode) == ("train", "relative"):
             self.use_boxes(box_file)
 
@@ -301,26 +314,6 @@ def cirr_files(root: Path, split: str) -> tuple[Path, Path]:
 def fashioniq_files(root: Path, kind: str, split: str) -> tuple[Path, Path]:
     """The captions file and the image list of a garment type and split of FashionIQ."""
     return root / "captions" / f"cap.{kind}.{split}.json", root / "image_splits" / f"split.{kind}.{split}.json"
-
-
-def missing_files(root: Path, relative_paths: Iterable[str]) -> list[str]:
-    """The paths, relative to `root`, at which there is no file: one listing per folder, not one call per file."""
-    by_folder = defaultdict(list)
-    for path in relative_paths:
-        by_folder[os.path.dirname(path)].append(path)
-    missing = []
-    for folder, paths in by_folder.items():
-        present = _file_names(root / folder)
-        missing += [path for path in paths if os.path.basename(path) not in present]
-    return missing
-
-
-def _file_names(folder: Path) -> set[str]:
-    with readable(folder, CURE):
-        if not folder.is_dir():
-            return set()
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
 
 
 def read_image_split(root: Path, split: str) -> dict[str, str]:
@@ -436,13 +429,6 @@ def _is_fashioniq_name(name) -> bool:
 
 def _fashioniq_names(entry: dict, split: str) -> list[str]:
     return [entry["candidate"]] + ([entry["target"]] if split != "test" else [])
-
-
-def _fashioniq_image_paths(root: Path, names: list[str]) -> dict[str, str]:
-    """name -> path relative to `root`: `.png` where there is one, else `.jpg`."""
-    present = _file_names(root / "images")
-    suffixes = {name: ".jpg" if f"{name}.jpg" in present and f"{name}.png" not in present else ".png" for name in names}
-    return {name: os.path.join("images", name + suffix) for name, suffix in suffixes.items()}
 
 
 def join_captions(captions: list[str]) -> str:

@@ -32,30 +32,23 @@ def annotation_files(config: TrainConfig) -> dict[str, Path]:
 
 
 def open_triplets(config: TrainConfig, preprocess: Preprocess) -> ImageDataset:
-    """The training triplets, every image of them known to be there, with regions where there is a box file."""
+    """The training triplets, with regions where there is a box file; `image_check` looks whether images are there."""
     options = {"box_file": config.box_file, "data_path": config.data_path, "max_regions": config.max_regions}
     if config.preset.tag == "fiq":
-        triplets = FashionIQDataset("train", FashionIQDataset.TYPES, "relative", preprocess, **options)
-    else:
-        triplets = CIRRDataset("train", "relative", preprocess, **options)
-    triplets.check_images()
-    return triplets
+        return FashionIQDataset("train", FashionIQDataset.TYPES, "relative", preprocess, **options)
+    return CIRRDataset("train", "relative", preprocess, **options)
 
 
 def open_galleries(config: TrainConfig, preprocess: Preprocess) -> dict[str, ImageDataset]:
-    """The galleries to validate on, by name, every image of them known to be there."""
+    """The galleries to validate on, by name."""
     if config.preset.tag == "fiq":
-        galleries = {
+        return {
             kind: FashionIQDataset(
                 "val", [kind], "classic", preprocess, data_path=config.data_path, gallery=config.gallery
             )
             for kind in FashionIQDataset.TYPES
         }
-    else:
-        galleries = {"val": CIRRDataset("val", "classic", preprocess, data_path=config.data_path)}
-    for gallery in galleries.values():
-        gallery.check_images()
-    return galleries
+    return {"val": CIRRDataset("val", "classic", preprocess, data_path=config.data_path)}
 
 
 def make_validation(

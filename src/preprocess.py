@@ -1,5 +1,6 @@
 """From an image to the model's input frame: pad, resize, crop, normalise."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from lavis.common.errors import InputError
+from images import MOST_PIXELS
+from lavis.common.errors import ImageError, InputError
+from lavis.common.rgb import as_rgb
 from lavis.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 # Half a patch, in pixels of the input frame: a smaller region is not seen by a patch of its own.
 SMALLEST_SIDE = 7
-# Of an image with its padding: what Pillow refuses to open.
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,17 @@ class Preprocess:
         return tvf.normalize(pixels.float().div_(255), list(CLIP_MEAN), list(CLIP_STD), inplace=True)
 
     def to_frame(self, image: Image.Image) -> Image.Image:
-        """The image as it stands in the input frame: RGB, `dim` x `dim` pixels."""
+        """The image as it stands in the input frame: RGB, `dim` x `dim` pixels.
+
+        Raises ImageError if it would be larger on the way there than an image may be.
+        """
         rgb = as_rgb(image)
         geometry = input_geometry(*rgb.size, self.target_ratio, self.dim)
-        width, height = (side + 2 * padding for side, padding in zip(rgb.size, geometry.padding, strict=True))
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{rgb.width} x {rgb.height} pixels, padded to {width} x {height}: crop or shrink it")
+        padded_size = tuple(side + 2 * padding for side, padding in zip(rgb.size, geometry.padding, strict=True))
+        for way, (width, height) in (("padded", padded_size), ("resized", geometry.resized)):
+            if width * height > MOST_PIXELS:
+                size = f"{rgb.width} x {rgb.height} pixels"
+                raise ImageError(f"{size}, {way} to {width} x {height}", "crop or shrink it")
         padded = tvf.pad(rgb, list(geometry.padding))
         left, top = geometry.crop_origin
         resized = padded.resize(geometry.resized, Image.Resampling.BICUBIC)
@@ -116,22 +122,10 @@ class Preprocess:
         return InputBoxes(torch.from_numpy(boxes[kept].astype(np.float32)), kept.tolist(), len(raw) - len(kept))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any image in RGB, 16-bit grey by its upper 8 bits. Raises ValueError for numbers without a known range.
-
-    Pillow's own conversion would clip what is above 255, and give a white image.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit grey, mode {image.mode}, has no known range: save it with 8 bits")
-    return image.convert("RGB")
-
-
 def targetpad_transform(target_ratio: float = 1.25, dim: int = 224) -> Preprocess:
-    """SPRC's default: pad images longer than `target_ratio` to that ratio. Raises InputError for a ratio below 1."""
-    if not target_ratio >= 1:
-        raise InputError(f"--target-ratio is long side / short side, at least 1, not {target_ratio}")
+    """SPRC's default: pad images longer than `target_ratio` to that ratio. Raises InputError for another ratio."""
+    if not 1 <= target_ratio < math.inf:
+        raise InputError(f"--target-ratio is long side / short side, a number of at least 1, not {target_ratio}")
     return Preprocess(float(target_ratio), dim)
 
 

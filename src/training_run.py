@@ -21,6 +21,7 @@ from dataset_catalog import make_validation, open_galleries, open_triplets, trai
 from distributed import join_world, leave_world
 from faults import explained, training_memory_cure
 from feature_cache import use_feature_cache
+from image_check import check_images
 from lavis.common.files import held, unwritable, write_atomically
 from lavis.models import load_model_and_preprocess
 from lavis.models.model_config import load_config
@@ -47,6 +48,7 @@ def _run_training(config: TrainConfig, resumed: Path | None) -> Best:
     size = load_config(config.backbone).vision.image_size
     preprocess = build_preprocess(config.transform, config.target_ratio, size)
     train_set, galleries = open_triplets(config, preprocess), open_galleries(config, preprocess)
+    check_images(train_set, *galleries.values(), quiet=not runtime.world.is_main)
     torch.manual_seed(engine.derived_seed(config.seed, 2**31))  # random initial weights are no epoch's
     with runtime.world.main_first():
         model, _, txt_processors = load_model_and_preprocess(

@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 CAPTIONS = "cirr/captions/cap.rc2.{}.json"
 SPLIT = "cirr/image_splits/split.rc2.{}.json"
 BOXES = "boxes/cirr_boxes_train.json"
+AVIF = b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miafMA1B" + bytes(200)
+UPSIDE_DOWN = Image.Exif()
+UPSIDE_DOWN[0x0112] = 3
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,11 @@ def animated(path: Path) -> None:
 
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
+
+
+def fifo_instead(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def folder_instead(path: Path) -> None:
@@ -232,23 +240,32 @@ CASES = [
     Case("boxes", "three numbers", "write four numbers", boxes([[0.1, 0.1, 0.5]]), REGIONS),
     Case("boxes", "pixels", "these look like pixels", boxes([[10, 20, 100, 90]]), REGIONS),
     Case("boxes", "a negative number", "outside [0, 1]", boxes([[-0.1, 0, 0.5, 0.5]]), REGIONS),
-    Case("boxes", "a number a little above 1", "outside [0, 1]", boxes([[0.5, 0.5, 1.01, 0.9]]), REGIONS),
+    Case("boxes", "a rounding above 1 and below 0", None, boxes([[-1e-7, 0.5, 1.0000001, 0.9]]), REGIONS),
+    Case("boxes", "a number above 1 by more than a rounding", "outside [0, 1]", boxes([[0.5, 0.5, 1.01, 0.9]]), REGIONS),
     Case("boxes", "NaN", "NaN", boxes([[float("nan"), 0, 1, 1]]), REGIONS),
     Case("boxes", "right and left exchanged", "x2 must be above x1", boxes([[0.9, 0.1, 0.2, 0.5]]), REGIONS),
     Case("boxes", "no area", "x2 must be above x1", boxes([[0.2, 0.2, 0.2, 0.5]]), REGIONS),
     Case("boxes", "texts", "write four numbers", boxes([["0", "0", "1", "1"]]), REGIONS),
     Case("boxes", "true and false", "write four numbers", boxes([[False, False, True, True]]), REGIONS),
     Case("boxes", "an object without a box", "write four numbers", boxes([{"label": "dog"}]), REGIONS),
-    Case("boxes", "a label that is a number", "label must be a text", boxes([{"box": [0, 0, 1, 1], "label": 3}]), REGIONS),
+    Case("boxes", "a label that is a class number", None, boxes([{"box": [0, 0, 1, 1], "label": 3}]), REGIONS),
+    Case("boxes", "a label that is true", "label must be a text", boxes([{"box": [0, 0, 1, 1], "label": True}]), REGIONS),
+    Case("boxes", "another frame", "boxes are read in the frame", changed(BOXES, lambda b: b.update(__frame__="upright")), REGIONS),
+    Case("boxes", "the frame that is meant", None, changed(BOXES, lambda b: b.update(__frame__="stored")), REGIONS),
     Case("boxes", "a score that is a text", "score must be a number", boxes([{"box": [0, 0, 1, 1], "score": "high"}]), REGIONS),
     Case("boxes", "no box at all", None, changed(BOXES, lambda b: {name: [] for name in b}), REGIONS),
     Case("images", "cut off", "cannot be read", image(truncated)),
-    Case("images", "an empty file", "cannot be read", image(lambda path: path.write_bytes(b""))),
-    Case("images", "a text", "cannot be read", image(lambda path: path.write_text("<html>404</html>"))),
-    Case("images", "a folder", "missing", image(folder_instead)),
+    Case("images", "an empty file", "1 of 24 images of CIRR train cannot be read (it is empty)", image(lambda path: path.write_bytes(b""))),
+    Case("images", "a text", "of a format that is not read here", image(lambda path: path.write_text("<html>404</html>"))),
+    Case("images", "a folder", "it is no regular file", image(folder_instead)),
+    Case("images", "a FIFO", "it is no regular file", image(fifo_instead)),
+    Case("images", "another suffix", "JPG: rename it)", image(lambda path: path.rename(path.with_suffix(".JPG")))),
+    Case("images", "a damaged AVIF", "of a format that is not read here", image(lambda path: path.write_bytes(AVIF))),
     Case("images", "20,000 x 100 pixels", "padded to 20000 x 16000", saved("RGB", (20000, 100))),
-    Case("images", "a decompression bomb", "cannot be read", saved("1", (20000, 20000))),
+    Case("images", "a decompression bomb", "pixels)", saved("1", (20000, 20000))),
     Case("images", "32-bit numbers", "has no known range", saved("F", format="TIFF")),
+    Case("images", "an EXIF orientation", None, saved("RGB", format="JPEG", exif=UPSIDE_DOWN)),
+    Case("images", "an EXIF orientation, and boxes of an unknown frame", "does not say in which frame", saved("RGB", format="JPEG", exif=UPSIDE_DOWN), REGIONS),
     Case("images", "one pixel", None, saved("RGB", (1, 1))),
     Case("images", "a palette", None, saved("P")),
     Case("images", "CMYK", None, saved("CMYK", format="JPEG")),
@@ -298,6 +315,7 @@ CASES = [
     Case("flags", "no triplets", "--max-triplets at least 1", flags=("--max-triplets", "0")),
     Case("flags", "an unknown transform", "invalid choice: 'crop'", flags=("--transform", "crop")),
     Case("flags", "a ratio below 1", "at least 1, not 0.5", flags=("--target-ratio", "0.5")),
+    Case("flags", "an infinite ratio", "at least 1, not inf", flags=("--target-ratio", "inf")),
     Case("flags", "an unknown device", "'toaster' is not a device", flags=("--device", "toaster")),
     Case("flags", "fp16 on the CPU", "needs a CUDA device", flags=("--precision", "fp16")),
     Case("flags", "cache on CUDA without CUDA", "--cache-device cuda: this run is on cpu", flags=("--feature-cache", "{folder}/f", "--cache-device", "cuda")),

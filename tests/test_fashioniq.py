@@ -13,6 +13,7 @@ import blip_fine_tune_2
 import blip_validate
 import engine
 from data_utils import FashionIQDataset, join_captions, join_captions_randomly
+from image_check import check_images
 from lavis.common.errors import InputError
 from preprocess import targetpad_transform
 from retrieval_task import fashioniq_summary, fashioniq_validation
@@ -71,7 +72,7 @@ def test_tuples(made):
     gallery = open_val(made, "toptee", "classic")
     assert len(gallery) == 30
     assert gallery[1][0] == "toptee1"
-    gallery.check_images()
+    check_images(gallery)
 
 
 def test_boxes_come_with_the_training_triplets(made, tmp_path):
@@ -97,7 +98,35 @@ def test_png_and_jpg_and_png_first(made, tmp_path):
     (root / "images" / "dress1.png").unlink()
     (root / "images" / "dress1.jpg").unlink()
     with pytest.raises(InputError, match=r"1 of 30 images of FashionIQ val .*images/dress1"):
-        open_val(root, "dress", "classic").check_images()
+        check_images(open_val(root, "dress", "classic"))
+
+
+def test_suffixes_in_any_case_and_the_first_that_is_there(made, tmp_path):
+    root = shutil.copytree(made, tmp_path / "copy")
+    images = root / "images"
+    for before, after in (("dress0.png", "dress0.JPG"), ("dress1.jpg", "dress1.jpeg"), ("dress2.png", "dress2.PNG")):
+        (images / before).rename(images / after)
+    gallery = open_val(root, "dress", "classic")
+    check_images(gallery)
+    assert [gallery.image_paths[f"dress{i}"] for i in range(3)] == [
+        "images/dress0.JPG", "images/dress1.jpeg", "images/dress2.PNG"]  # fmt: skip
+    assert gallery[0][1].shape == (3, 56, 56)
+    for added, found in (("dress0.JPEG", "dress0.JPG"), ("dress0.PNG", "dress0.PNG"), ("dress0.jpeg", "dress0.jpeg")):
+        shutil.copy(images / "dress1.jpeg", images / added)
+        assert open_val(root, "dress", "classic").image_paths["dress0"] == f"images/{found}"
+    (images / "dress3.jpg").rename(images / "dress3.webp")
+    with pytest.raises(InputError, match=r"1 of 30 .* first images/dress3\.png \(there is dress3\.webp: rename it\)"):
+        check_images(open_val(root, "dress", "classic"))
+
+
+def test_galleries_of_several_types_are_counted_together(made, tmp_path):
+    root = shutil.copytree(made, tmp_path / "copy")
+    for kind in TYPES:
+        (root / "images" / f"{kind}4.png").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"^3 of 90 images of FashionIQ val cannot be read \(it is empty\), first images/d"
+    ):
+        check_images(*(open_val(root, kind, "classic") for kind in TYPES))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +286,7 @@ def test_real_annotations(real):
     for kind in TYPES:
         for gallery in ("split", "captions"):
             found = open_val(real, kind, "classic", gallery)
-            found.check_images()
+            check_images(found)
             sizes[kind, gallery] = (len(found.triplets), len(found))
     assert sizes == {
         ("dress", "split"): (2017, 3817), ("dress", "captions"): (2017, 2628),

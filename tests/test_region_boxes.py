@@ -7,13 +7,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from bad_inputs import UPSIDE_DOWN
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from data_utils import CIRRDataset, TrainingTriplets, collate_fn
 from lavis.common.errors import InputError
-from lavis.datasets.region_boxes import Region, load_boxes, regions_of, save_boxes
+from lavis.datasets.region_boxes import Region, load_boxes, read_box_file, regions_of, save_boxes
 from preprocess import SMALLEST_SIDE, squarepad_transform, targetpad_transform
 
 PIPELINES = {"targetpad": targetpad_transform(1.25, 224), "squarepad": squarepad_transform(224),
@@ -31,7 +32,8 @@ def test_both_forms_of_a_box(tmp_path):
     assert boxes == {"a": [Region((0, 0.1, 0.5, 1)), Region((0.2, 0.2, 0.4, 0.4), "cup", 0.5)], "b": []}
     save_boxes(tmp_path / "again.json", boxes)
     assert load_boxes(tmp_path / "again.json") == boxes
-    assert json.loads((tmp_path / "again.json").read_text())["a"][0] == [0, 0.1, 0.5, 1]
+    written = json.loads((tmp_path / "again.json").read_text())
+    assert (next(iter(written.items())), written["a"][0]) == (("__frame__", "stored"), [0, 0.1, 0.5, 1])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,15 @@ def test_both_forms_of_a_box(tmp_path):
         ({"img7": [[10, 20, 300, 200]]}, "look like pixels: divide by the width and height"),
         ({"img7": [{"label": "cup"}]}, "four numbers"),
         ({"img7": [{"box": [0, 0, 1, 1], "score": "high"}]}, "score must be a number"),
-        ({"img7": [{"box": [0, 0, 1, 1], "label": 3}]}, "label must be a text"),
+        ({"img7": [{"box": [0, 0, 1, 1], "label": 3.5}]}, "label must be a text"),
+        ({"img7": [{"box": [0, 0, 1, 1], "label": True}]}, "label must be a text"),
+        ({"img7": [[0.1, 0.1, 0.5, 1.0002]]}, "outside"),
+        ({"img7": [[-0.0002, 0.1, 0.5, 1]]}, "outside"),
+        ({"img7": [[1, 0, 1.00005, 1]]}, "x2 must be above x1"),
+        ({"img7": [[0, -0.00005, 1, 0]]}, "y2 above y1"),
+        ({"__frame__": "upright"}, r'"__frame__" is .upright.: boxes are read in the frame "stored" alone'),
+        ({"__frame__": None}, "is None: boxes are read"),
+        ({"__frame__": [[0, 0, 1, 1]]}, "boxes are read in the frame"),
     ],
 )
 def test_wrong_files_are_refused_by_image_and_box(tmp_path, content, message):
@@ -74,14 +84,33 @@ def test_a_wrong_box_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rounding_outside_is_clipped_and_counted(tmp_path, capsys):
+    content = {"a": [[0.5, 0, 1.0000001, 1], {"box": [-1e-4, 0, 1, 1.0001]}, [0, 0, 1, 1]], "b": [[0, 0, 1, 1]]}
+    file = read_box_file(write(tmp_path / "b.json", content))
+    assert [region.box for region in file.regions["a"]] == [(0.5, 0, 1, 1), (0, 0, 1, 1), (0, 0, 1, 1)]
+    regions_of(file, ["a"], "CIRR train")
+    assert capsys.readouterr().out.endswith("; 2 boxes of the file, a rounding outside [0, 1], are clipped\n")
+
+
+def test_the_number_of_a_class_is_a_label(tmp_path):
+    boxes = load_boxes(write(tmp_path / "b.json", {"a": [{"box": [0, 0, 1, 1], "label": 17}]}))
+    assert boxes == {"a": [Region((0, 0, 1, 1), "17")]}
+
+
+def test_no_image_has_the_name_of_the_frame(tmp_path):
+    with pytest.raises(InputError, match="'__frame__' is no name for an image"):
+        save_boxes(tmp_path / "b.json", {"__frame__": []})
+
+
 def test_a_partial_overlap_is_counted_and_none_is_an_error(tmp_path, capsys):
     path = write(tmp_path / "b.json", {"a": [[0, 0, 1, 1]], "b": [], "z": [[0, 0, 1, 1]]})
-    assert list(regions_of(path, ["a", "b", "c", "a"], "CIRR train")) == ["a", "b"]
+    file = read_box_file(path)
+    assert list(regions_of(file, ["a", "b", "c", "a"], "CIRR train")) == ["a", "b"]
     assert capsys.readouterr().out == (
         f"boxes: 1 regions for 2 of 3 images of CIRR train; 1 have none, 1 are not in {path}\n"
     )
     with pytest.raises(InputError, match="shares no image name with CIRR train: it has names like"):
-        regions_of(path, ["x", "y"], "CIRR train")
+        regions_of(file, ["x", "y"], "CIRR train")
 
 
 def test_all_real_entries_load_in_under_a_second(shared):
@@ -204,6 +233,24 @@ def test_image_sizes(demo):
         assert dataset.get_image_size(name) == image.size
     with pytest.raises(InputError, match="no image 'nobody'"):
         dataset.get_image_size("nobody")
+
+
+def test_boxes_of_an_unknown_frame_are_not_for_tagged_images(demo_copy):
+    path = demo_copy / "boxes" / "cirr_boxes_train.json"
+    boxes, plain = load_boxes(path), CIRRDataset("train", "relative", SMALL, data_path=demo_copy)
+    entry = plain.triplets[0]
+    for name in (entry["reference"], entry["target_hard"]):
+        Image.new("RGB", (80, 40)).save(plain.path_of(name), "JPEG", exif=UPSIDE_DOWN)
+    says = (
+        rf"{path} does not say in which frame .* 2 images of CIRR train .* first {entry['reference']}, .*generate_cirr"
+    )
+    with pytest.raises(InputError, match=says):
+        CIRRDataset("train", "relative", SMALL, path, demo_copy)
+    content = json.loads(path.read_text())
+    write(path, content | {entry["reference"]: [], entry["target_hard"]: []})  # no box could lie elsewhere
+    CIRRDataset("train", "relative", SMALL, path, demo_copy)
+    save_boxes(path, boxes)
+    assert CIRRDataset("train", "relative", SMALL, path, demo_copy).get_image_size(entry["reference"]) == (80, 40)
 
 
 def test_a_preprocess_that_cannot_move_boxes_is_refused(demo, box_file):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
-from visualize_boxes import COLOURS, HEIGHT, MARGIN, TITLE, main
+from visualize_boxes import COLOURS, HEIGHT, MARGIN, MOST_WIDTH, TITLE, contact_sheet, main
 
 from lavis.common.errors import InputError
 
@@ -56,3 +56,61 @@ def test_wrong_input_is_answered(folder):
     (folder / "wide.png").write_bytes(b"cut")
     with pytest.raises(InputError, match="'wide' at"):
         main(["--images", str(folder), "--box-file", boxes])
+
+
+def draw(folder, *flags):
+    output = folder / "sheet.png"
+    main(["--images", str(folder), "--box-file", str(folder / "boxes.json"), "--output", str(output), *flags])
+    with Image.open(output) as image:
+        return image.size
+
+
+@pytest.mark.parametrize(("size", "shape"), [((20000, 200), (MOST_WIDTH, 13)), ((3, 900), (1, HEIGHT))])
+def test_a_long_image_makes_no_huge_picture(folder, size, shape):
+    Image.new("RGB", size).save(folder / "wide.png")
+    margins = 2 * MARGIN + MARGIN // 2 + HEIGHT
+    assert draw(folder, "--transform", "targetpad", "--target-ratio", "200")[0] == margins + shape[0]
+
+
+def test_a_sheet_larger_than_an_image_may_be_is_refused():
+    panels = [Image.new("RGB", (2 * MOST_WIDTH, HEIGHT))] * 200
+    with pytest.raises(InputError, match="lower --max-images or --columns"):
+        contact_sheet(panels, 100)
+
+
+def test_the_sheet_is_a_png_and_is_written_whole_or_not_at_all(folder, monkeypatch):
+    for name in ("sheet.webp", "sheet.jpeg", "sheet"):
+        with pytest.raises(InputError, match=r"ends in \.png"):
+            main(["--images", str(folder / "none"), "--box-file", "none", "--output", str(folder / name)])
+    draw(folder)
+    before = (folder / "sheet.png").read_bytes()
+
+    def full(self, file, *arguments):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(InputError, match="free some space"):
+        draw(folder)
+    assert (folder / "sheet.png").read_bytes() == before
+    assert not list(folder.glob("*.partial"))
+
+
+def test_two_images_of_one_name_are_refused(folder):
+    Image.new("RGB", (9, 9)).save(folder / "wide.jpg")
+    with pytest.raises(InputError, match="share a name"):
+        draw(folder)
+
+
+@pytest.mark.parametrize(("mode", "says"), [("F", "8 bits"), ("1", "shrink it")])
+def test_what_cannot_be_drawn_is_named(folder, mode, says):
+    Image.new(mode, (20000, 20000) if mode == "1" else (9, 9)).save(
+        folder / "wide.png", "TIFF" if mode == "F" else "PNG"
+    )
+    with pytest.raises(InputError, match=rf"image 'wide' at \S+wide\.png cannot be read \(.*{says}"):
+        draw(folder)
+
+
+def test_long_names_and_labels_are_cut(folder):
+    (folder / "boxes.json").write_text(json.dumps({"wide": [{"box": [0, 0, 1, 1], "label": "x" * 10**6}]}))
+    assert draw(folder)[1] == 2 * MARGIN + TITLE + HEIGHT

@@ -194,6 +194,7 @@ def fill_cache(config: TrainConfig) -> None:
     from dataset_catalog import open_galleries, open_triplets
     from engine import choose_runtime
     from feature_cache import use_feature_cache
+    from image_check import check_images
     from lavis.models import load_model
     from preprocess import build_preprocess
 
@@ -201,8 +202,9 @@ def fill_cache(config: TrainConfig) -> None:
     device = choose_runtime(config.device).device
     model = load_model(config.blip_model_name, config.backbone, is_eval=True, device=device, weights=config.weights)
     preprocess = build_preprocess(config.transform, config.target_ratio, model.config.vision.image_size)
-    galleries = open_galleries(config, preprocess).values()
-    use_feature_cache(config, model, device, open_triplets(config, preprocess), *galleries)
+    datasets = open_triplets(config, preprocess), *open_galleries(config, preprocess).values()
+    check_images(*datasets)
+    use_feature_cache(config, model, device, *datasets)
 
 
 def validated_every(epochs: int, most: int) -> int:

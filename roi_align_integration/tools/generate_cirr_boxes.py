@@ -21,15 +21,16 @@ from saliency_boxes import boxes_of_file  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 from yolo_boxes import DEFAULT_WEIGHTS, Detector  # noqa: E402
 
-from lavis.common.errors import InputError  # noqa: E402
+from image_files import folder_images  # noqa: E402
+from images import NOT_APPLIED, is_tagged, open_rgb, orientations  # noqa: E402
+from lavis.common.errors import ImageError, InputError  # noqa: E402
 from lavis.common.files import atomic_writer, held_file, read_bytes, write_atomically  # noqa: E402
 from lavis.common.reading import parse_json  # noqa: E402
-from lavis.datasets.region_boxes import Region, save_boxes  # noqa: E402
+from lavis.datasets.region_boxes import STORED, Region, save_boxes  # noqa: E402
 from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 SPLITS = ("train", "val", "test1")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,6 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Path], P
         yield f"CIRR {split}", {n: args.cirr_root / place for n, place in places.items()}, output
 
 
-def folder_images(folder: Path) -> dict[str, Path]:
-    """Stem -> file of every image in a folder. Raises InputError where there is none, or two share a stem."""
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}: give the folder of the images")
-    images: dict[str, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
-        if path.stem in images:
-            raise InputError(f"{path} and {images[path.stem]} share a name: rename one")
-        images[path.stem] = path
-    if not images:
-        raise InputError(f"{folder} has no image ({', '.join(IMAGE_SUFFIXES)})")
-    return images
-
-
 def make_box_file(title: str, images: dict[str, Path], output: Path, settings: BoxSettings, detector, args) -> None:
     """Make one box file; goes on where an interrupted run stopped. Prints a table.
 
@@ -155,7 +142,8 @@ def make_box_file(title: str, images: dict[str, Path], output: Path, settings: B
 
 def _make_box_file(title: str, images: dict[str, Path], output: Path, settings: BoxSettings, detector, args) -> None:
     made, start = output.with_name(output.name + ".made"), time.perf_counter()
-    recipe = json.dumps(settings.recipe() | {"images": fingerprint(images)}, sort_keys=True)
+    # The frame is named, since a file without it may be of a tool that turned images by their EXIF orientation.
+    recipe = json.dumps(settings.recipe() | {"images": fingerprint(images), "frame": STORED}, sort_keys=True)
     if output.is_file() and not args.overwrite:
         if made.is_file() and read_bytes(made, "remove it") == recipe.encode():
             print(f"{output} is there, made in this way of these images")
@@ -184,6 +172,9 @@ def _make_box_file(title: str, images: dict[str, Path], output: Path, settings: 
     write_atomically(made, recipe)
     progress.unlink()
     print_table(title, list(found.values()), output, time.perf_counter() - start, len(found) - resumed)
+    tagged = sum(map(is_tagged, orientations(images.values())))
+    if tagged:
+        print(f"{title}: {tagged} of {len(images)} images carry an EXIF orientation. {NOT_APPLIED}", flush=True)
 
 
 def fingerprint(images: dict[str, Path]) -> str:
@@ -260,10 +251,9 @@ def _batches(images: dict[str, Path], size: int) -> Iterator[list[tuple[str, Pat
 
 def _open_image(path: Path) -> Image.Image | str:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{type(error).__name__}: {error}"
+        return open_rgb(path)
+    except ImageError as error:
+        return str(error)
 
 
 def print_table(title: str, found: list[Found], output: Path, seconds: float, done_now: int) -> None:

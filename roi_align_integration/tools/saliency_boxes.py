@@ -10,6 +10,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from images import open_rgb
+from lavis.common.errors import ImageError
+from lavis.common.rgb import as_rgb
 from lavis.datasets.region_boxes import Region
 
 WORKING_SIDE = 128  # pixels of the longer side in which all of this is computed
@@ -62,7 +65,7 @@ def spectral_residual(channel: np.ndarray) -> np.ndarray:
 def _small(image: Image.Image) -> np.ndarray:
     scale = WORKING_SIDE / max(image.size)
     size = tuple(max(8, round(side * scale)) for side in image.size)
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), dtype=np.float32) / 255
+    return np.asarray(as_rgb(image).resize(size, Image.Resampling.BOX), dtype=np.float32) / 255
 
 
 def _distinct_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -96,9 +99,9 @@ def _area(box: tuple[float, float, float, float]) -> float:
 
 
 def boxes_of_file(path: Path, min_area: float, max_boxes: int) -> list[Region] | str:
-    """The boxes of an image file; what is wrong with it, where it cannot be read."""
+    """The boxes of an image file, in [0, 1] of its stored frame; what is wrong with it if it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return saliency_boxes(image, min_area, max_boxes)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{type(error).__name__}: {error}"
+        image = open_rgb(path)
+    except ImageError as error:
+        return str(error)
+    return saliency_boxes(image, min_area, max_boxes)

@@ -9,14 +9,18 @@ from PIL import Image, ImageDraw, ImageFont
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
+from image_files import folder_images  # noqa: E402
+from images import MOST_PIXELS, naming, open_rgb  # noqa: E402
 from lavis.common.errors import InputError  # noqa: E402
+from lavis.common.files import atomic_writer  # noqa: E402
 from lavis.datasets.region_boxes import Region, load_boxes  # noqa: E402
 from utils import HelpFormatter, positive_int, run_main  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "boxes.png"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#f032e6")
 HEIGHT, MARGIN, TITLE = 336, 12, 20  # pixels of a picture's height, between pictures, and above them
+MOST_WIDTH = 4 * HEIGHT  # of the picture of a raw image
+MOST_LETTERS = 80  # of a name or a label
 FRAME = 224  # side of the model's input frame
 
 
@@ -40,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> Path:
     """Write the contact sheet; returns its path. Raises InputError where a file or a name is missing or wrong."""
     args = build_parser().parse_args(argv)
+    if args.output.suffix.lower() != ".png":
+        raise InputError(f"--output {args.output}: the sheet is a PNG file; give a name that ends in .png")
     from preprocess import build_preprocess  # heavy: torch
 
     preprocess = build_preprocess(args.transform, args.target_ratio, FRAME)
@@ -50,8 +56,9 @@ def main(argv: list[str] | None = None) -> Path:
     if unknown or not names:
         raise InputError(f"{args.box_file} and the images share no {unknown[0] if unknown else 'name with boxes'}")
     panels = [draw_panel(name, paths[name], boxes[name], preprocess, args.patch_size) for name in names]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(panels, args.columns).save(args.output)
+    sheet = contact_sheet(panels, args.columns)
+    with atomic_writer(args.output) as file:
+        sheet.save(file, "PNG")
     print(f"{len(panels)} images drawn: {args.output}")
     return args.output
 
@@ -62,24 +69,20 @@ def image_paths(images: Path | None, cirr_root: Path | None, split: str) -> dict
         from data_utils import CIRRDataset
 
         dataset = CIRRDataset(split, "classic", None, data_path=cirr_root)
-        return {name: dataset.root / place for name, place in dataset.image_paths.items()}
-    if not images.is_dir():
-        raise InputError(f"no folder {images}: give the folder of the images")
-    return {p.stem: p for p in sorted(images.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+        return {name: dataset.path_of(name) for name in dataset.names}
+    return folder_images(images)
 
 
 def draw_panel(name: str, path: Path, regions: list[Region], preprocess, patch_size: int) -> Image.Image:
     """The raw image and the input frame of one image, side by side under its name."""
-    try:
-        with Image.open(path) as image:
-            raw = image.convert("RGB")
-    except OSError as error:
-        raise InputError(f"image {name!r} at {path} cannot be read ({error})") from error
+    with naming(name, path):
+        raw = open_rgb(path)
+        frame = preprocess.to_frame(raw)
     moved = preprocess.move_boxes([region.box for region in regions], *raw.size)
-    left = raw.resize((max(1, round(raw.width * HEIGHT / raw.height)), HEIGHT))
+    left = raw.resize(picture_size(*raw.size))
     for number, region in enumerate(regions):
         draw_box(left, region.box, number, region)
-    right = preprocess.to_frame(raw).resize((HEIGHT, HEIGHT))
+    right = frame.resize((HEIGHT, HEIGHT))
     draw_grid(right, FRAME // patch_size)
     for number, box in zip(moved.kept, moved.boxes.tolist(), strict=True):
         draw_box(right, box, number, regions[number])
@@ -88,9 +91,15 @@ def draw_panel(name: str, path: Path, regions: list[Region], preprocess, patch_s
     panel.paste(right, (left.width + MARGIN // 2, TITLE))
     dropped = f", {moved.dropped} too small in the frame" if moved.dropped else ""
     count = f"{len(regions)} box" + ("" if len(regions) == 1 else "es")
-    title = f"{name}  {raw.width} x {raw.height}, {count}{dropped}"
+    title = f"{name[:MOST_LETTERS]}  {raw.width} x {raw.height}, {count}{dropped}"
     ImageDraw.Draw(panel).text((2, 3), title, fill="black", font=ImageFont.load_default(13))
     return panel
+
+
+def picture_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) of the picture of a raw image: `HEIGHT` high, or lower if it would be too wide."""
+    scale = min(HEIGHT / height, MOST_WIDTH / width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def draw_grid(frame: Image.Image, cells: int) -> None:
@@ -108,17 +117,20 @@ def draw_box(picture: Image.Image, box, number: int, region: Region) -> None:
     x1, y1, x2, y2 = (value * side for value, side in zip(box, picture.size * 2, strict=True))
     draw.rectangle([x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)], outline=colour, width=3)
     score = "" if region.score is None else f" {region.score:.2f}"
-    text, font = f"{number + 1} {region.label or ''}".strip() + score, ImageFont.load_default(13)
+    text, font = f"{number + 1} {(region.label or '')[:MOST_LETTERS]}".strip() + score, ImageFont.load_default(13)
     where = draw.textbbox((x1 + 3, y1 + 2), text, font=font)
     draw.rectangle([where[0] - 2, where[1] - 1, where[2] + 2, where[3] + 1], fill=colour)
     draw.text((x1 + 3, y1 + 2), text, fill="white", font=font)
 
 
 def contact_sheet(panels: list[Image.Image], columns: int) -> Image.Image:
-    """All panels in rows of `columns`."""
+    """All panels in rows of `columns`. Raises InputError if that is larger than an image may be."""
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     width = max(sum(panel.width + MARGIN for panel in row) for row in rows) + MARGIN
-    sheet = Image.new("RGB", (width, len(rows) * (TITLE + HEIGHT + MARGIN) + MARGIN), "white")
+    height = len(rows) * (TITLE + HEIGHT + MARGIN) + MARGIN
+    if width * height > MOST_PIXELS:
+        raise InputError(f"the sheet would have {width} x {height} pixels: lower --max-images or --columns")
+    sheet = Image.new("RGB", (width, height), "white")
     for i, row in enumerate(rows):
         x = MARGIN
         for panel in row:

@@ -21,3 +21,14 @@ def first_line(error: BaseException) -> str:
 def shown(value) -> str:
     """A value of a file in a message, shortened: it may be anything, of any size."""
     return _short.repr(value)
+
+
+class ImageError(InputError):
+    """An image cannot be read: `reason`, and what to do about it. Whoever knows the file names it (`images.naming`)."""
+
+    def __init__(self, reason: str, fix: str = "copy or download it again"):
+        super().__init__(reason, fix)
+        self.reason, self.fix = reason, fix
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.fix}"

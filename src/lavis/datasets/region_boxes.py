@@ -1,6 +1,8 @@
 """The box file: `{"image name": [box, ...]}`, boxes xyxy in [0, 1] of the raw image. Load, validate, save.
 
 A box is `[x1, y1, x2, y2]`, or an object `{"box": [...], "label": text, "score": number}` whose last two may be absent.
+A label may be the whole number of a class. The entry `"__frame__": "stored"` says that boxes are of the pixels as they
+are stored, before any EXIF orientation: `save_boxes` writes it, and older files lack it.
 """
 
 import json
@@ -12,6 +14,8 @@ from lavis.common.errors import InputError
 from lavis.common.files import read_json, write_atomically
 
 CURE = "make it with roi_align_integration/tools, or correct it"
+FRAME_KEY, STORED = "__frame__", "stored"
+ROUNDING = 1e-4  # a value so far outside [0, 1] is clipped: it comes from numbers of few digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +27,42 @@ class Region:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class BoxFile:
+    """What a box file holds: the regions of every image, in file order.
+
+    `frame` is `STORED`, or None if the file does not say it; `clipped` counts boxes a rounding outside [0, 1].
+    """
+
+    path: Path
+    regions: dict[str, list[Region]]
+    frame: str | None
+    clipped: int
+
+
 def load_boxes(path: str | Path) -> dict[str, list[Region]]:
-    """The regions of every image of a box file, in file order.
+    """The regions of every image of a box file, in file order. Raises InputError as `read_box_file`."""
+    return read_box_file(path).regions
+
+
+def read_box_file(path: str | Path) -> BoxFile:
+    """A box file, whose boxes a rounding (`ROUNDING`) outside [0, 1] are clipped.
 
     Raises InputError that names the file, the image and the box: missing file, malformed JSON, an entry that is no list
-    of boxes, NaN, a value outside [0, 1], pixel coordinates, or a box without width or height.
+    of boxes, NaN, a value outside [0, 1], pixel coordinates, a box without width or height, or another frame.
     """
     path = Path(path)
     entries = read_json(path, dict, CURE)
-    return {name: _read_regions(regions, path, name) for name, regions in entries.items()}
+    is_marked = FRAME_KEY in entries
+    frame = entries.pop(FRAME_KEY, None)
+    if is_marked and frame != STORED:
+        raise InputError(
+            f'{path}: "{FRAME_KEY}" is {frame!r}: boxes are read in the frame "{STORED}" alone, that of the pixels'
+            " before any EXIF orientation; make the file again with roi_align_integration/tools"
+        )
+    regions = {name: _read_regions(of_image, path, name) for name, of_image in entries.items()}
+    clipped = sum(_is_outside(entry) for of_image in entries.values() for entry in of_image)
+    return BoxFile(path, regions, frame, clipped)
 
 
 def _read_regions(entries, path: Path, name: str) -> list[Region]:
@@ -47,37 +78,47 @@ def _read_region(entry, path: Path, name: str, number: int) -> Region:
     problem = box_problem(box) or _extra_problem(label, score)
     if problem:
         raise InputError(f"{path}: image {name!r}, box {number} is {entry!r}: {problem}")
-    return Region(tuple(map(float, box)), label, score)
+    return Region(_clipped(box), None if label is None else str(label), score)
+
+
+def _clipped(box) -> tuple[float, ...]:
+    return tuple(float(min(1, max(0, value))) for value in box)
+
+
+def _is_outside(entry) -> bool:
+    """Whether an entry that is a box needs clipping."""
+    box = entry["box"] if isinstance(entry, dict) else entry
+    return min(box) < 0 or max(box) > 1
 
 
 def box_problem(box) -> str | None:
     """What is wrong with a raw box, and its cure; None where nothing is."""
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
         return "write four numbers, [x1, y1, x2, y2]"
-    x1, y1, x2, y2 = box
-    if not all(0 <= value <= 1 for value in box):  # NaN fails every comparison
+    if not all(-ROUNDING <= value <= 1 + ROUNDING for value in box):  # NaN fails every comparison
         if max(box) > 2:
             return "these look like pixels: divide by the width and height of the raw image"
         return "a value is NaN or outside [0, 1] of the raw image"
+    x1, y1, x2, y2 = _clipped(box)
     if x2 <= x1 or y2 <= y1:
         return "x2 must be above x1, and y2 above y1"
     return None
 
 
 def _extra_problem(label, score) -> str | None:
-    if label is not None and not isinstance(label, str):
-        return "label must be a text"
+    if label is not None and type(label) not in (str, int):  # the type of True is neither
+        return "label must be a text, or the whole number of a class"
     if score is not None and type(score) not in (int, float):
         return "score must be a number"
     return None
 
 
-def regions_of(path: str | Path, names: Iterable[str], title: str) -> dict[str, list[Region]]:
+def regions_of(file: BoxFile, names: Iterable[str], title: str) -> dict[str, list[Region]]:
     """The regions of `names` out of a box file; a one-line summary is printed. `title` says whose names they are.
 
-    Raises InputError as `load_boxes`, and where the file shares no name with `names`.
+    Raises InputError if the file shares no name with `names`.
     """
-    boxes = load_boxes(path)
+    path, boxes = file.path, file.regions
     known = list(dict.fromkeys(names))
     found = {name: boxes[name] for name in known if name in boxes}
     if not found:
@@ -87,18 +128,24 @@ def regions_of(path: str | Path, names: Iterable[str], title: str) -> dict[str, 
         )
     bare = sum(not regions for regions in found.values())
     total = sum(map(len, found.values()))
+    clipped = f"; {file.clipped} boxes of the file, a rounding outside [0, 1], are clipped" if file.clipped else ""
     print(
         f"boxes: {total} regions for {len(found)} of {len(known)} images of {title}; {bare} have none,"
-        f" {len(known) - len(found)} are not in {path}",
+        f" {len(known) - len(found)} are not in {path}{clipped}",
         flush=True,
     )
     return found
 
 
 def save_boxes(path: str | Path, boxes: dict[str, list[Region]]) -> None:
-    """Write a box file; plain lists where a region has neither label nor score. Raises InputError for a wrong box."""
+    """Write a box file in the stored frame; plain lists where a region has neither label nor score.
+
+    Raises InputError for a wrong box, and for an image that has the name of the frame's entry.
+    """
     path = Path(path)
-    entries = {}
+    if FRAME_KEY in boxes:
+        raise InputError(f"{path}: {FRAME_KEY!r} is no name for an image: rename it")
+    entries: dict[str, str | list] = {FRAME_KEY: STORED}
     for name, regions in boxes.items():
         entries[name] = [_entry(region) for region in regions]
         _read_regions(entries[name], path, name)

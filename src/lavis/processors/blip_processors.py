@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from lavis.common.errors import InputError
+from lavis.common.rgb import as_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,4 +46,5 @@ class BlipImageEvalProcessor:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._transform(image.convert("RGB")).as_subclass(Tensor)
+        """A PIL image of any mode -> (3, size, size) float32. Raises ImageError as `as_rgb`."""
+        return self._transform(as_rgb(image)).as_subclass(Tensor)

@@ -1,0 +1,77 @@
+"""Whether the images of a run are there, before hours of work depend on them: one pass over folders and headers."""
+
+import os
+from pathlib import Path
+
+from data_utils import ImageDataset
+from image_files import file_names
+from images import NOT_APPLIED, is_tagged, orientations
+from lavis.common.errors import ImageError, InputError
+
+SHOWN = 3  # files named of each problem
+MISSING = "missing"
+
+
+def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
+    """Raise one InputError for all images of the datasets that are not there or are no image by their header.
+
+    Otherwise prints how many images carry an EXIF orientation, unless `quiet`.
+    """
+    problems, tagged = [], []
+    for title, files in _files(datasets).items():
+        faults, turned = _look_at(files)
+        problems += [f"{_count(len(found), files, title)} {_told(fault, found)}" for fault, found in faults.items()]
+        if turned:
+            tagged.append(_count(turned, files, title))
+    if problems:
+        raise InputError(
+            f"{'; '.join(problems)}: copy or download them again, see cirr_dataset/README.md for where they come from"
+        )
+    if tagged and not quiet:
+        print(f"{' and '.join(tagged)} carry an EXIF orientation. {NOT_APPLIED}", flush=True)
+
+
+def _files(datasets: tuple[ImageDataset, ...]) -> dict[str, dict[Path, str]]:
+    """Title -> the files of all datasets of that title, each with its path relative to the root."""
+    files: dict[str, dict[Path, str]] = {}
+    for dataset in datasets:
+        files.setdefault(dataset.title, {}).update(
+            {dataset.path_of(name): dataset.image_paths[name] for name in dataset.names}
+        )
+    return files
+
+
+def _look_at(files: dict[Path, str]) -> tuple[dict[str, list[str]], int]:
+    """({what is wrong: places of the files}, how many carry an EXIF orientation)."""
+    faults: dict[str, list[str]] = {}
+    listed = {folder: file_names(folder) for folder in dict.fromkeys(path.parent for path in files)}
+    present = {folder: set(names) for folder, names in listed.items()}
+    there = [path for path in files if path.name in present[path.parent]]
+    missing = [path for path in files if path.name not in present[path.parent]]
+    if missing:
+        others = {folder: _by_stem(names) for folder, names in listed.items()}
+        faults[MISSING] = [files[path] + _hint(others[path.parent], path) for path in missing]
+    found = orientations(there)
+    for path, answer in zip(there, found, strict=True):
+        if isinstance(answer, ImageError):
+            faults.setdefault(answer.reason, []).append(files[path])
+    return faults, sum(map(is_tagged, found))
+
+
+def _by_stem(names: list[str]) -> dict[str, str]:
+    """The stem of every file, in lower case -> its name."""
+    return {os.path.splitext(name)[0].lower(): name for name in reversed(names)}
+
+
+def _hint(others: dict[str, str], path: Path) -> str:
+    other = others.get(path.stem.lower())
+    return f" (there is {other}: rename it)" if other else ""
+
+
+def _count(number: int, files: dict[Path, str], title: str) -> str:
+    return f"{number} of {len(files)} images of {title}"
+
+
+def _told(fault: str, places: list[str]) -> str:
+    what = "are missing" if fault == MISSING else f"cannot be read ({fault})"
+    return f"{what}, first {', '.join(places[:SHOWN])}"

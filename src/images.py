@@ -1,0 +1,140 @@
+"""The one way to open an image file: RGB in the stored frame, from the formats that are meant, every fault named.
+
+The stored frame is that of the file's pixels: an EXIF orientation is applied nowhere, as in upstream's code. A TIFF is
+the exception, since Pillow turns it as it opens it, in its size too; it is the same for every reader here.
+"""
+
+import errno
+import os
+import stat
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from lavis.common.errors import ImageError, InputError
+from lavis.common.rgb import as_rgb
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # with JPEG also MPO, which cameras store as .jpg
+# What Pillow refuses to open. From half of it on, Pillow warns; such an image is read right.
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+FIXES = {
+    errno.EACCES: "make it readable",
+    errno.EPERM: "make it readable",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit of open files",
+}
+NOT_APPLIED = (
+    "It is applied nowhere: training, validation and boxes see the pixels as they are stored. If that is not wanted,"
+    " turn the files first, for example with ImageMagick: mogrify -auto-orient"
+)
+LATE_BYTES = 2**16
+READERS = 16  # threads of a header pass: they wait for the disk
+
+# Pillow's warnings come with a line of source. Here an image is either read right, or an ImageError says why not.
+for category in (UserWarning, RuntimeWarning):  # the second is that of Image.DecompressionBombWarning
+    warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """The whole image in RGB, in the stored frame, without any tag by which a reader could turn it.
+
+    Raises ImageError where the file cannot be read; `naming` tells which file it is.
+    """
+    with _opened(path) as image:
+        image.load()
+        image.info = {}  # before the conversion, which would warn of some kinds of transparency
+        return as_rgb(image)
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of what `open_rgb` gives, from the file's header alone. Raises ImageError likewise."""
+    with _opened(path) as image:
+        return image.size
+
+
+def orientation(path: str | Path) -> int:
+    """The EXIF orientation, 1 to 8, from the file's header; 1 if there is none. Raises ImageError as `stored_size`."""
+    with _opened(path) as image:
+        return _orientation(image)
+
+
+@contextmanager
+def naming(name: str, path: Path) -> Iterator[None]:
+    """Within this context an ImageError becomes an InputError that names the image."""
+    try:
+        yield
+    except ImageError as error:
+        raise InputError(f"image {name!r} at {path} cannot be read ({error.reason}): {error.fix}") from error
+
+
+def orientations(paths: Iterable[str | Path]) -> list[int | ImageError]:
+    """`orientation` of every file, in order, or the reason why there is none: a pass over the headers, by threads."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(_orientation_or_error, paths))
+
+
+def is_tagged(found: int | ImageError) -> bool:
+    """Whether a file says that its stored frame is not upright."""
+    return found in range(2, 9)
+
+
+def _orientation_or_error(path: str | Path) -> int | ImageError:
+    try:
+        return orientation(path)
+    except ImageError as error:
+        return error
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image file, its header read. Whatever Pillow raises, here or within the context, becomes an ImageError."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("it is no regular file")  # to open a FIFO would wait for its writer
+        if status.st_size == 0:
+            raise ImageError("it is empty")
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"it is of a format that is not read here, none of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"it has more than {MOST_PIXELS} pixels", "shrink it") from error
+    except OSError as error:
+        raise ImageError(error.strerror or str(error), FIXES.get(error.errno, "copy or download it again")) from error
+    except Exception as error:  # a damaged file makes Pillow's decoders raise errors of many types
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1
+    if image.format == "PNG" and "exif" not in image.info and (found := _late_exif(image)):
+        image.info["exif"] = found
+    try:
+        # The class's own: that of PngImageFile decodes the whole image first.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises errors of many types; tags that cannot be read are applied by no one
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _late_exif(image: Image.Image) -> bytes:
+    """The eXIf chunk of a PNG that stands after the pixels, where Pillow meets it only once it has decoded them.
+
+    It is looked for at the file's end, by its name and CRC: to go through all chunks would read the whole file.
+    """
+    file = image.fp
+    file.seek(max(0, file.seek(0, os.SEEK_END) - LATE_BYTES))
+    end = file.read(LATE_BYTES)
+    place = end.rfind(b"eXIf")
+    length = int.from_bytes(end[max(0, place - 4) : place], "big") if place > 0 else 0
+    chunk, check = end[place : place + 4 + length], end[place + 4 + length : place + 8 + length]
+    return chunk[4:] if length and zlib.crc32(chunk) == int.from_bytes(check, "big") else b""
