@@ -1,6 +1,7 @@
 """Whether the images of a run are there, before hours of work depend on them: one pass over folders and headers."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_utils import ImageDataset
@@ -8,8 +9,22 @@ from image_files import file_names
 from images import NOT_APPLIED, is_tagged, orientations
 from lavis.common.errors import ImageError, InputError
 
-SHOWN = 3  # files named of each problem
-MISSING = "missing"
+SHOWN = 3  # files named of each fault
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with files, and what to do about it."""
+
+    what: str
+    fix: str
+
+    def told(self, places: list[str]) -> str:
+        """The fault of these files, of which the first are named."""
+        return f"{self.what}, first {', '.join(places[:SHOWN])}: {self.fix}"
+
+
+MISSING = Fault("are missing", "copy or download them again")
 
 
 def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
@@ -20,13 +35,11 @@ def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
     problems, tagged = [], []
     for title, files in _files(datasets).items():
         faults, turned = _look_at(files)
-        problems += [f"{_count(len(found), files, title)} {_told(fault, found)}" for fault, found in faults.items()]
+        problems += [f"{_count(len(found), files, title)} {fault.told(found)}" for fault, found in faults.items()]
         if turned:
             tagged.append(_count(turned, files, title))
     if problems:
-        raise InputError(
-            f"{'; '.join(problems)}: copy or download them again, see cirr_dataset/README.md for where they come from"
-        )
+        raise InputError(f"{'; '.join(problems)}; cirr_dataset/README.md says where the images come from")
     if tagged and not quiet:
         print(f"{' and '.join(tagged)} carry an EXIF orientation. {NOT_APPLIED}", flush=True)
 
@@ -41,9 +54,9 @@ def _files(datasets: tuple[ImageDataset, ...]) -> dict[str, dict[Path, str]]:
     return files
 
 
-def _look_at(files: dict[Path, str]) -> tuple[dict[str, list[str]], int]:
-    """({what is wrong: places of the files}, how many carry an EXIF orientation)."""
-    faults: dict[str, list[str]] = {}
+def _look_at(files: dict[Path, str]) -> tuple[dict[Fault, list[str]], int]:
+    """({fault: places of the files}, how many carry an EXIF orientation)."""
+    faults: dict[Fault, list[str]] = {}
     listed = {folder: file_names(folder) for folder in dict.fromkeys(path.parent for path in files)}
     present = {folder: set(names) for folder, names in listed.items()}
     there = [path for path in files if path.name in present[path.parent]]
@@ -54,7 +67,8 @@ def _look_at(files: dict[Path, str]) -> tuple[dict[str, list[str]], int]:
     found = orientations(there)
     for path, answer in zip(there, found, strict=True):
         if isinstance(answer, ImageError):
-            faults.setdefault(answer.reason, []).append(files[path])
+            fault = Fault(f"cannot be read ({answer.reason})", answer.fix)
+            faults.setdefault(fault, []).append(files[path])
     return faults, sum(map(is_tagged, found))
 
 
@@ -70,8 +84,3 @@ def _hint(others: dict[str, str], path: Path) -> str:
 
 def _count(number: int, files: dict[Path, str], title: str) -> str:
     return f"{number} of {len(files)} images of {title}"
-
-
-def _told(fault: str, places: list[str]) -> str:
-    what = "are missing" if fault == MISSING else f"cannot be read ({fault})"
-    return f"{what}, first {', '.join(places[:SHOWN])}"

@@ -31,7 +31,7 @@ from region_table import (
 
 import blip_fine_tune_2
 from lavis.common.errors import InputError
-from lavis.datasets.region_boxes import Region, load_boxes
+from lavis.datasets.region_boxes import Region, load_boxes, read_box_file
 from lavis.models import load_model
 from train_config import REGION_WEIGHTS, TrainConfig
 
@@ -93,6 +93,7 @@ def test_box_files_are_made_once_and_load(demo, tmp_path):
     for name in ("permuted", "whole", "grid", "detector", "saliency"):
         path = region_arms.box_file_of(name, true_file, source, tmp_path)
         assert load_boxes(path).keys() == load_boxes(true_file).keys()
+        assert read_box_file(path).frame is None, "that of the true file, which does not say it"
         written = path.stat().st_mtime_ns
         assert region_arms.box_file_of(name, true_file, source, tmp_path).stat().st_mtime_ns == written
     assert any(load_boxes(tmp_path / "boxes_saliency.json").values())

@@ -257,11 +257,22 @@ def test_all_problems_of_all_datasets_come_in_one_error(demo_copy):
     hint = f"{first} (there is {Path(first).stem}.JPG: rename it)"
     assert f"5 of 24 images of CIRR train are missing, first {hint}, {shown[train.names[1]]}, " in said
     assert shown[train.names[3]] not in said
-    assert f"1 of 24 images of CIRR train cannot be read (it is empty), first {shown[train.names[5]]};" in said
-    assert f"(it is no regular file), first {shown[train.names[6]]};" in said
+    assert f"1 of 24 images of CIRR train cannot be read (it is empty), first {shown[train.names[5]]}: copy or" in said
+    assert f"(it is no regular file), first {shown[train.names[6]]}: copy or" in said
     assert "(it is of a format that is not read here" in said
     assert f"1 of 18 images of CIRR val are missing, first {val.image_paths[val.names[3]]}: copy or" in said
+    assert said.endswith("; cirr_dataset/README.md says where the images come from")
     assert "\n" not in said
+
+
+def test_a_fault_is_told_with_its_own_fix(demo_copy):
+    train, val = open_both(demo_copy)
+    for name in val.names[:2]:
+        bomb(val.path_of(name))
+    with pytest.raises(
+        InputError, match=r"^2 of 18 images of CIRR val .* pixels\), first dev/\S+, dev/\S+: shrink it;"
+    ):
+        check_images(train, val)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(demo, monkeypatch):

@@ -12,7 +12,7 @@ from saliency_boxes import boxes_of_file
 from data_utils import read_image_split
 from lavis.common.errors import InputError
 from lavis.common.registry import registry
-from lavis.datasets.region_boxes import Region, load_boxes, save_boxes
+from lavis.datasets.region_boxes import Region, read_box_file, save_boxes
 from lavis.models import Blip2QformerCirAlignPrompt
 
 Boxes = dict[str, list[Region]]
@@ -193,7 +193,8 @@ def box_file_of(name: str, true_file: Path, source: BoxSource, folder: Path) -> 
         return None if arm.objective is None else true_file
     path = folder / f"boxes_{name}.json"
     if not path.is_file():
-        save_boxes(path, arm.make_boxes(load_boxes(true_file), source))
+        file = read_box_file(true_file)
+        save_boxes(path, arm.make_boxes(file.regions, source), file.frame)
     return path
 
 

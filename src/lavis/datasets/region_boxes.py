@@ -137,15 +137,15 @@ def regions_of(file: BoxFile, names: Iterable[str], title: str) -> dict[str, lis
     return found
 
 
-def save_boxes(path: str | Path, boxes: dict[str, list[Region]]) -> None:
-    """Write a box file in the stored frame; plain lists where a region has neither label nor score.
+def save_boxes(path: str | Path, boxes: dict[str, list[Region]], frame: str | None = STORED) -> None:
+    """Write a box file; plain lists where a region has neither label nor score. `frame` is that of `BoxFile`.
 
     Raises InputError for a wrong box, and for an image that has the name of the frame's entry.
     """
     path = Path(path)
     if FRAME_KEY in boxes:
         raise InputError(f"{path}: {FRAME_KEY!r} is no name for an image: rename it")
-    entries: dict[str, str | list] = {FRAME_KEY: STORED}
+    entries: dict[str, str | list] = {} if frame is None else {FRAME_KEY: frame}
     for name, regions in boxes.items():
         entries[name] = [_entry(region) for region in regions]
         _read_regions(entries[name], path, name)
