@@ -39,7 +39,9 @@ def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
         if turned:
             tagged.append(_count(turned, files, title))
     if problems:
-        raise InputError(f"{'; '.join(problems)}; cirr_dataset/README.md says where the images come from")
+        roots = " and ".join(dict.fromkeys(str(dataset.root) for dataset in datasets))
+        where = f"they belong under {roots}, and cirr_dataset/README.md says where they come from"
+        raise InputError(f"{'; '.join(problems)}; {where}")
     if tagged and not quiet:
         print(f"{' and '.join(tagged)} carry an EXIF orientation. {NOT_APPLIED}", flush=True)
 

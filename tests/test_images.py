@@ -261,7 +261,7 @@ def test_all_problems_of_all_datasets_come_in_one_error(demo_copy):
     assert f"(it is no regular file), first {shown[train.names[6]]}: copy or" in said
     assert "(it is of a format that is not read here" in said
     assert f"1 of 18 images of CIRR val are missing, first {val.image_paths[val.names[3]]}: copy or" in said
-    assert said.endswith("; cirr_dataset/README.md says where the images come from")
+    assert f"; they belong under {demo_copy}, and cirr_dataset/README.md says where they come from" in said
     assert "\n" not in said
 
 
