@@ -73,6 +73,13 @@ def test_wrong_files_are_refused_by_image_and_box(tmp_path, content, message):
     assert path in str(error.value)
 
 
+def test_a_huge_wrong_entry_is_shown_in_short(tmp_path):
+    for content in ({"a": [["x" * 10**5] * 10**3]}, {"a": "x" * 10**5}, {"__frame__": ["x" * 10**5] * 10}):
+        with pytest.raises(InputError) as error:
+            load_boxes(write(tmp_path / "b.json", content))
+        assert len(str(error.value)) < 1000
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no file .*none\.json"):
         load_boxes(tmp_path / "none.json")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis.common.errors import InputError
+from lavis.common.errors import InputError, shown
 from lavis.common.files import read_json, write_atomically
 
 CURE = "make it with roi_align_integration/tools, or correct it"
@@ -57,7 +57,7 @@ def read_box_file(path: str | Path) -> BoxFile:
     frame = entries.pop(FRAME_KEY, None)
     if is_marked and frame != STORED:
         raise InputError(
-            f'{path}: "{FRAME_KEY}" is {frame!r}: boxes are read in the frame "{STORED}" alone, that of the pixels'
+            f'{path}: "{FRAME_KEY}" is {shown(frame)}: boxes are read in the frame "{STORED}" alone, that of the pixels'
             " before any EXIF orientation; make the file again with roi_align_integration/tools"
         )
     regions = {name: _read_regions(of_image, path, name) for name, of_image in entries.items()}
@@ -67,7 +67,7 @@ def read_box_file(path: str | Path) -> BoxFile:
 
 def _read_regions(entries, path: Path, name: str) -> list[Region]:
     if not isinstance(entries, list):
-        raise InputError(f"{path}: image {name!r} has {entries!r}; write a list of boxes, [] for none")
+        raise InputError(f"{path}: image {name!r} has {shown(entries)}; write a list of boxes, [] for none")
     return [_read_region(entry, path, name, number) for number, entry in enumerate(entries)]
 
 
@@ -77,7 +77,7 @@ def _read_region(entry, path: Path, name: str, number: int) -> Region:
         box, label, score = entry.get("box"), entry.get("label"), entry.get("score")
     problem = box_problem(box) or _extra_problem(label, score)
     if problem:
-        raise InputError(f"{path}: image {name!r}, box {number} is {entry!r}: {problem}")
+        raise InputError(f"{path}: image {name!r}, box {number} is {shown(entry)}: {problem}")
     return Region(_clipped(box), None if label is None else str(label), score)
 
 
