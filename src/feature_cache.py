@@ -32,9 +32,9 @@ from tqdm import tqdm
 from cache_files import PRECISIONS, map_arrays, open_arrays, open_features, row_checks, unfinished_rows
 from data_utils import ImageDataset
 from distributed import ALONE, World
+from frozen_fingerprint import frozen_fingerprint
 from lavis.common.errors import InputError
 from lavis.common.files import made_and_held, readable
-from training_state import frozen_fingerprint
 
 BATCH = 32
 BATCHES_PER_FLUSH = 16

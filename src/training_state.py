@@ -1,6 +1,5 @@
 """A training run on disk: everything that the next step depends on, so that a resumed run ends as one never stopped."""
 
-import hashlib
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from distributed import ALONE, World
+from frozen_fingerprint import FROZEN, frozen_fingerprint
 from lavis.common.errors import InputError
 from lavis.common.files import atomic_writer, write_atomically
 from lavis.models.checkpoint import check_names, read_tensors
 from run_inputs import input_fingerprints
 from train_config import STATE_FILE, TrainConfig
 
-FROZEN = "visual_encoder."
-# A fingerprint reads so many parts of a large tensor, of so many numbers each.
-PARTS, PART_LENGTH = 4, 1024
 CSV_FILES = ("train_metrics.csv", "validation_metrics.csv")
 
 
@@ -154,24 +151,6 @@ def restore_csv_files(texts: dict[str, str | None], run_folder: Path) -> None:
             (run_folder / name).unlink(missing_ok=True)
         else:
             write_atomically(run_folder / name, texts[name])
-
-
-def frozen_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over every tensor of the frozen ViT, of a large one over parts: tells one ViT from another.
-
-    Two trained ViTs differ everywhere, and a ViT that lies on disk need not be read as a whole for it.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not name.startswith(FROZEN):
-            continue
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().reshape(-1)
-        stride = max(1, len(flat) // PARTS)
-        for first in range(0, len(flat), stride):
-            part = flat[first : first + min(stride, PART_LENGTH)].cpu().contiguous()
-            digest.update(part.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def random_state(device: torch.device) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 from launch import any_rank, find_launch, require_one_process, speaker, tell_the_launcher
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically as write_atomically
+from lavis.common.reading import expanded
 from stop_signals import Stopped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -95,10 +96,7 @@ def absolute(path: str | Path) -> Path:
 
     Raises InputError for the home folder of a user that is not there.
     """
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:
-        raise InputError(f"{path}: {error}; write the whole path") from error
+    return expanded(path).absolute()
 
 
 def user_path(text: str) -> Path:

@@ -16,12 +16,12 @@ import cirr_test_submission
 import feature_cache
 from data_utils import CIRRDataset, TrainingTriplets, collate_fn
 from feature_cache import FeatureCache, build, cache_key, unfinished_rows, use_feature_cache
+from frozen_fingerprint import frozen_fingerprint
 from lavis.common.errors import InputError
 from lavis.models import load_model
 from preprocess import squarepad_transform, targetpad_transform
 from train_config import TrainConfig
 from training_run import sample_maker
-from training_state import frozen_fingerprint
 
 CPU = torch.device("cpu")
 PREPROCESS = targetpad_transform(1.25, 56)

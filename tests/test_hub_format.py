@@ -8,6 +8,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionM
 
 from lavis.common.errors import InputError
 from lavis.models import load_model
+from lavis.models.checkpoint import save_model
 from lavis.models.eva_vit import build_vision_encoder
 from lavis.models.model_config import VisionConfig, load_config
 from lavis.models.weight_names import CLIP_NAMES, from_hub, to_hub, to_left, to_right
@@ -125,6 +126,16 @@ def test_the_tool_writes_upstreams_names(small_yaml, tmp_path, target):
     )
     with pytest.raises(InputError, match="exists"):
         main([str(tmp_path / "hub"), str(output), "--backbone", small_yaml, "--format", target])
+
+
+@pytest.mark.parametrize("target", ["sprc", "safetensors", "hub"])
+def test_a_conversion_that_a_full_disk_ends_leaves_nothing(small_yaml, tmp_path, small_disk, target):
+    save_model(load_model("blip2_cir_align_prompt", small_yaml), 0, tmp_path / "m.pt")
+    folder = small_disk("64k")
+    words = [str(tmp_path / "m.pt"), str(folder / "out"), "--backbone", small_yaml, "--format", target]
+    with pytest.raises(InputError, match=r"out cannot be written .*free some space"):
+        main(words)
+    assert not list(folder.iterdir())
 
 
 def test_clip_has_no_place_on_the_hub():

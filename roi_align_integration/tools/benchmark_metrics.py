@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 from interrupts import leave_interrupts_to_parent  # noqa: E402
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import read_json  # noqa: E402
+from utils import user_path  # noqa: E402
 
 ANNOTATION_FILES = ("captions/cap.rc2.val.json", "image_splits/split.rc2.val.json")
 
@@ -163,7 +164,10 @@ def report(name: str, runs: int, threads: int, result: dict) -> str:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        "--annotations", type=Path, default=REPOSITORY / "cirr_dataset" / "cirr", help="folder of the CIRR annotations"
+        "--annotations",
+        type=user_path,
+        default=REPOSITORY / "cirr_dataset" / "cirr",
+        help="folder of CIRR's annotations",
     )
     parser.add_argument("--synthetic", action="store_true", help="made-up annotations of the size of CIRR val instead")
     parser.add_argument("--runs", type=int, default=7, help="calls of which the median time counts")

@@ -46,7 +46,7 @@ from lavis.common.files import made_and_held, read_bytes, read_json, write_atomi
 from lavis.common.reading import read_csv  # noqa: E402
 from run_inputs import file_fingerprint  # noqa: E402
 from train_config import TrainConfig  # noqa: E402
-from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
+from utils import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
 CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
@@ -348,16 +348,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
     where = f"{CSV.relative_to(REPOSITORY)}; of --quick, other scenes and CIRR in --folder"
-    parser.add_argument("--csv", type=Path, help=f"rows of finished runs (default: {where})")
+    parser.add_argument("--csv", type=user_path, help=f"rows of finished runs (default: {where})")
     parser.add_argument("--difficulty", choices=SCENES, default=SCENES[0], help="scenes with or without clutter")
     parser.add_argument(
-        "--folder", type=Path, help="data, features and runs; kept (default: below roi_align_integration/data)"
+        "--folder", type=user_path, help="data, features and runs; kept (default: below roi_align_integration/data)"
     )
     parser.add_argument("--workers", type=positive_int, help="runs at a time (default: CPU cores, or 1 with CUDA)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     real, cirr = parser.add_argument_group("on CIRR"), TrainConfig("CIRR")
-    real.add_argument("--data-path", type=Path, help="folder of CIRR; without it the scenes are generated")
-    real.add_argument("--box-file", type=Path, help="boxes of its training images")
+    real.add_argument("--data-path", type=user_path, help="folder of CIRR; without it the scenes are generated")
+    real.add_argument("--box-file", type=user_path, help="boxes of its training images")
     real.add_argument("--backbone", default="pretrain", help="as in blip_fine_tune_2.py")
     real.add_argument("--weights", help="as in blip_fine_tune_2.py")
     real.add_argument("--num-epochs", type=positive_int, help="epochs of every run")
@@ -367,7 +367,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--num-workers", type=non_negative_int, default=cirr.num_workers, help="processes that load images"
     )
     real.add_argument("--learning-rate", type=float, default=cirr.learning_rate, help="peak of the schedule")
-    parser.add_argument("--train-job", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--train-job", type=user_path, help=argparse.SUPPRESS)  # in a process of its own
     return parser
 
 

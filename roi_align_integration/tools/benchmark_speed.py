@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.common.files import held_file, read_bytes, write_atomically  # noqa: E402
-from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
+from utils import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_speed"
 STEPS = ("upstream", "plain", "plain+regions", "cached", "cached+regions")
@@ -42,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-workers", type=non_negative_int, default=0, help="processes that load images")
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--profile", action="store_true", help="print what one step of every row spends its time on")
-    parser.add_argument("--table", type=Path, help="Markdown file to add the rows to")
-    parser.add_argument("--folder", type=Path, default=DATA, help="for images, weights (4.7 GB) and cache; kept")
+    parser.add_argument("--table", type=user_path, help="Markdown file to add the rows to")
+    parser.add_argument("--folder", type=user_path, default=DATA, help="for images, weights (4.7 GB) and cache; kept")
     parser.add_argument("--row", choices=("prepare", *ROWS), help=argparse.SUPPRESS)  # in a process of its own
     return parser
 

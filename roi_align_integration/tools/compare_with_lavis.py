@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.common.errors import InputError  # noqa: E402
-from utils import HelpFormatter, run_main  # noqa: E402
+from utils import HelpFormatter, run_main, user_path  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 WITNESS = Path(__file__).with_name("lavis_witness.py")
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--environment", type=Path, default=DATA / "lavis_env", help="made where it is not there")
+    parser.add_argument("--environment", type=user_path, default=DATA / "lavis_env", help="made where it is not there")
     return parser
 
 

@@ -3,19 +3,21 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.common.errors import InputError  # noqa: E402
-from utils import HelpFormatter, run_main  # noqa: E402
+from utils import HelpFormatter, run_main, user_path  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("input", help="weight file, or folder of the hub; a LAVIS file finds its ViT beside it")
-    parser.add_argument("output", type=Path, help="file to write; for --format hub a folder")
+    parser.add_argument("output", type=user_path, help="file to write; for --format hub a folder")
     parser.add_argument("--backbone", default="pretrain", help="pretrain, pretrain_vitL, or a model's YAML file")
     parser.add_argument(
         "--format",
@@ -55,8 +57,8 @@ def write_safetensors(model, path: Path) -> None:
 
     from lavis.models.checkpoint import state_to_save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in state_to_save(model).items()}, path)
+    with written_whole(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in state_to_save(model).items()}, partial)
 
 
 def write_hub(model, folder: Path) -> None:
@@ -66,10 +68,25 @@ def write_hub(model, folder: Path) -> None:
     from lavis.models.weight_names import to_hub
 
     config = hub_config(model)
-    folder.mkdir(parents=True)
     state = {name: tensor.contiguous() for name, tensor in to_hub(model.state_dict()).items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    with written_whole(folder) as partial:
+        partial.mkdir()
+        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """As `atomic_path`; the faults of a disk come as safetensors' own errors."""
+    from safetensors import SafetensorError
+
+    from lavis.common.files import atomic_path
+
+    try:
+        with atomic_path(path) as partial:
+            yield partial
+    except SafetensorError as error:
+        raise InputError(f"{path} cannot be written ({error}): free some space, or give another path") from error
 
 
 def hub_config(model) -> dict:

@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.datasets.region_boxes import load_boxes  # noqa: E402
-from utils import HelpFormatter, run_main  # noqa: E402
+from utils import HelpFormatter, run_main, user_path  # noqa: E402
 
 SIZES = ("500x500", "500x375", "375x500", "640x360", "360x640", "1000x400")
 
@@ -25,7 +25,7 @@ def image_size(text: str) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> dict[tuple[str, tuple[int, int]], float]:
     """Print and return the share in percent, as if every image had that size. Raises InputError for a wrong file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--box-file", type=Path, required=True, help="JSON file of the boxes")
+    parser.add_argument("--box-file", type=user_path, required=True, help="JSON file of the boxes")
     parser.add_argument("--sizes", type=image_size, nargs="+", default=list(map(image_size, SIZES)), metavar="WxH",
                         help="sizes of the raw images, in pixels")  # fmt: skip
     args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.datasets.region_boxes import Region, load_boxes, save_boxes  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+from utils import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 SPLITS = ("train", "val", "test1")
@@ -19,14 +19,14 @@ SPLITS = ("train", "val", "test1")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--kind", choices=("random", "grid", "ground-truth"), default="random", help="which boxes")
-    parser.add_argument("--cirr-root", type=Path, default=DATA / "demo_dataset", help="dataset in CIRR's layout")
+    parser.add_argument("--cirr-root", type=user_path, default=DATA / "demo_dataset", help="dataset in CIRR's layout")
     parser.add_argument("--split", choices=SPLITS, default="train", help="of the dataset")
     parser.add_argument(
         "--boxes", type=positive_int, default=3, help="random: boxes of an image; grid: rows and columns"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same boxes")
     parser.add_argument(
-        "--output", type=Path, help="box file (default: roi_align_integration/data/example_<kind>.json)"
+        "--output", type=user_path, help="box file (default: roi_align_integration/data/example_<kind>.json)"
     )
     return parser
 

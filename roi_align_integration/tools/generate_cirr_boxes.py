@@ -27,7 +27,7 @@ from lavis.common.errors import ImageError, InputError  # noqa: E402
 from lavis.common.files import atomic_writer, held_file, read_bytes, write_atomically  # noqa: E402
 from lavis.common.reading import parse_json  # noqa: E402
 from lavis.datasets.region_boxes import STORED, Region, save_boxes  # noqa: E402
-from utils import HelpFormatter, non_negative_int, positive_int, run_main  # noqa: E402
+from utils import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 SPLITS = ("train", "val", "test1")
@@ -62,8 +62,10 @@ class Found:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--cirr-root", type=Path, default=REPOSITORY / "cirr_dataset", help="folder of the dataset")
-    source.add_argument("--images", type=Path, metavar="FOLDER", help="a plain folder; a name is a file's stem")
+    source.add_argument(
+        "--cirr-root", type=user_path, default=REPOSITORY / "cirr_dataset", help="folder of the dataset"
+    )
+    source.add_argument("--images", type=user_path, metavar="FOLDER", help="a plain folder; a name is a file's stem")
     parser.add_argument("--method", choices=("yolo", "saliency", "hybrid"), default="saliency",
                         help="hybrid: saliency where YOLO finds nothing")  # fmt: skip
     parser.add_argument("--split", choices=SPLITS, default="train", help="of the dataset")
@@ -73,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-images", type=positive_int, help="only the first so many")
     parser.add_argument(
-        "--output", type=Path, help="box file (default: roi_align_integration/data/cirr_boxes_<split>.json)"
+        "--output", type=user_path, help="box file (default: roi_align_integration/data/cirr_boxes_<split>.json)"
     )
     parser.add_argument("--overwrite", action="store_true", help="make a box file again that is there")
     parser.add_argument("--confidence", type=float, default=0.25, help="YOLO: lowest score of an object")
@@ -81,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--min-area", type=float, default=0.005, help="smallest area of a box, as a part of the image's"
     )
     parser.add_argument("--max-boxes", type=positive_int, default=5, help="most boxes of an image, the largest first")
-    parser.add_argument("--yolo-weights", type=Path, default=DEFAULT_WEIGHTS, help="weight file of YOLO")
+    parser.add_argument("--yolo-weights", type=user_path, default=DEFAULT_WEIGHTS, help="weight file of YOLO")
     parser.add_argument("--device", default="auto", help="YOLO: auto, cpu, cuda or cuda:N")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="YOLO: images at a time")
     parser.add_argument("--num-workers", type=non_negative_int, default=2, help="processes, or for YOLO threads")

@@ -16,7 +16,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import made_and_held, read_json, write_atomically  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+from utils import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "demo_dataset"
 SETTINGS_FILE = "demo.json"
@@ -185,7 +185,7 @@ def caption_entry(
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     defaults = DemoSettings()
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the dataset")
+    parser.add_argument("--output", type=user_path, default=DEFAULT_OUTPUT, help="folder of the dataset")
     for name, what in (
         ("images", "training images"),
         ("triplets", "training triplets"),

@@ -14,7 +14,7 @@ from images import MOST_PIXELS, naming, open_rgb  # noqa: E402
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import atomic_writer  # noqa: E402
 from lavis.datasets.region_boxes import Region, load_boxes  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+from utils import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "boxes.png"
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#f032e6")
@@ -27,17 +27,19 @@ FRAME = 224  # side of the model's input frame
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, metavar="FOLDER", help="a folder of images; a name is a file's stem")
-    source.add_argument("--cirr-root", type=Path, metavar="FOLDER", help="a dataset in CIRR's layout, see --split")
+    source.add_argument(
+        "--images", type=user_path, metavar="FOLDER", help="a folder of images; a name is a file's stem"
+    )
+    source.add_argument("--cirr-root", type=user_path, metavar="FOLDER", help="a dataset in CIRR's layout, see --split")
     parser.add_argument("--split", default="train", choices=("train", "val", "test1"), help="of CIRR")
-    parser.add_argument("--box-file", type=Path, required=True, help="JSON file of the boxes")
+    parser.add_argument("--box-file", type=user_path, required=True, help="JSON file of the boxes")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="draw these (default: the first that have boxes)")
     parser.add_argument("--max-images", type=positive_int, default=12, help="most images on the sheet")
     parser.add_argument("--columns", type=positive_int, default=2, help="images beside each other")
     parser.add_argument("--transform", choices=("targetpad", "squarepad"), default="targetpad", help="how it is padded")
     parser.add_argument("--target-ratio", type=float, default=1.25, help="of targetpad")
     parser.add_argument("--patch-size", type=positive_int, default=14, help="of the ViT, in pixels")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="PNG to write")
+    parser.add_argument("--output", type=user_path, default=DEFAULT_OUTPUT, help="PNG to write")
     return parser
 
 

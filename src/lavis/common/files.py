@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,34 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         if cause and isinstance(error, (OSError, RuntimeError)):  # torch.save raises a RuntimeError of its own
             raise unwritable(path, cause) from cause
         raise
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path at which a library writes a file or folder by itself; it takes the name `path` once it is whole.
+
+    Whatever ends it early, nothing is left of it. Raises InputError as `atomic_writer`.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        yield partial
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(partial)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class _Watched:

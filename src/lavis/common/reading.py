@@ -15,8 +15,11 @@ from lavis.common.errors import InputError
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+CHECK_PATH = "check its permissions, its folders and its links, or give another path"
+
+
 @contextmanager
-def readable(path: Path, fix: str) -> Iterator[None]:
+def readable(path: Path, fix: str = CHECK_PATH) -> Iterator[None]:
     """Have an OSError of reading `path` raise InputError that names it, the reason and the fix."""
     try:
         yield
@@ -24,6 +27,19 @@ def readable(path: Path, fix: str) -> Iterator[None]:
         raise InputError(f"no file {path}: {fix}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): {fix}") from error
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as a home folder. Raises InputError for the home folder of a user that is not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}; write the whole path") from error
+
+
+def is_file_name(name) -> bool:
+    """Whether this is a plain file name: no folder, no drive, nothing that leads out of a folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\x00-\x1f]", name)
 
 
 def read_bytes(path: Path, fix: str) -> bytes:

@@ -1,13 +1,24 @@
 """Model sizes: frozen dataclasses, read from the YAML files in `lavis/configs/models/blip2`."""
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import yaml
 
-from lavis.common.errors import InputError
+from lavis.common.errors import InputError, first_line, shown
+from lavis.common.files import read_bytes
+from lavis.common.reading import expanded, is_file_name
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs" / "models" / "blip2"
+# Number -> lowest value, the value that is too high, and both in words; every other one is at least 1.
+SMALLEST = math.ulp(0.0)
+RANGES = {
+    "mlp_ratio": (SMALLEST, math.inf, "above 0"),
+    "initializer_range": (SMALLEST, math.inf, "above 0"),
+    "dropout": (0.0, 1.0, "at least 0 and below 1"),
+    "seed": (0, 2**63, "at least 0"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class QformerConfig:
 class ModelConfig:
     """Everything that fixes the parameters of a model.
 
-    `tokenizer` is a vocabulary file beside the YAML file, a folder, or a name on the hub.
+    `tokenizer` is a vocabulary file or folder, beside the YAML file or anywhere, or a name on the hub.
     `weights` and `vision_weights` are the files that LAVIS publishes for it, and `hub_weights` the repository on the
     hub with both in one (`weight_sources.py`). Where `weights` is empty, random weights are the default (`tiny`).
     """
@@ -67,7 +78,7 @@ class ModelConfig:
 def config_path(model_type: str) -> Path:
     """`pretrain`, `tiny` or the path of a YAML file -> its path. Raises InputError where there is none."""
     known = CONFIG_FOLDER / f"{model_type}.yaml"
-    path = known if known.is_file() else Path(model_type)
+    path = known if known.is_file() else expanded(model_type)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         names = ", ".join(sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")))
         raise InputError(f"unknown backbone {model_type!r}: give one of {names}, or the path of a YAML file like those")
@@ -77,16 +88,47 @@ def config_path(model_type: str) -> Path:
 def load_config(model_type: str) -> ModelConfig:
     """Read the configuration of `model_type`. Raises InputError that names the file and the entry."""
     path = config_path(model_type)
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    entries = _section(path, "the file", entries, ModelConfig)
+    entries = _section(path, "the file", _read_yaml(path), ModelConfig)
     vision = VisionConfig(**_section(path, "vision", entries["vision"], VisionConfig))
     qformer = QformerConfig(**_section(path, "qformer", entries["qformer"], QformerConfig))
-    config = ModelConfig(**{**entries, "vision": vision, "qformer": qformer})
+    places = {"vision": vision, "qformer": qformer, "tokenizer": _tokenizer_of(path, entries["tokenizer"])}
+    config = ModelConfig(**entries | places)
+    _check_numbers(path, config)
     _check_sizes(path, config)
     return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, instead of the last one taken."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path):
+    """The content of a YAML file. Raises InputError that names the file and the place."""
+    try:
+        return yaml.load(read_bytes(path, "give the path of a model's YAML file"), _Loader)
+    except RecursionError as error:
+        raise InputError(f"{path} is not valid YAML: it is nested too deeply") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split()) or first_line(error)}") from error
+
+
+def _tokenizer_of(path: Path, tokenizer):
+    """The vocabulary beside the YAML file by its whole path, if it is there; else the entry as it is."""
+    if not isinstance(tokenizer, str) or "\\" in tokenizer or "\0" in tokenizer:
+        raise InputError(
+            f"{path}: tokenizer is {shown(tokenizer)}: write a file or folder, with /, or a name on the hub"
+        )
+    beside = path.absolute().parent / tokenizer
+    return str(beside) if tokenizer and path.parent != CONFIG_FOLDER and beside.exists() else tokenizer
 
 
 def _section(path: Path, name: str, entries, cls: type) -> dict:
@@ -107,7 +149,24 @@ def _section(path: Path, name: str, entries, cls: type) -> dict:
 def _check_type(path: Path, entry: str, value, kind: type) -> None:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{path}: {entry} is {value!r}; write a value of type {kind.__name__}")
+        hint = " (YAML takes 1e3 for a text: write 1.0e+3)" if kind is float and isinstance(value, str) else ""
+        raise InputError(f"{path}: {entry} is {shown(value)}; write a value of type {kind.__name__}{hint}")
+
+
+def _check_numbers(path: Path, config: ModelConfig) -> None:
+    """Raise InputError that names the first number that no model can have, or a file name that is none."""
+    for section in ("vision", "qformer"):
+        for name, value in vars(getattr(config, section)).items():
+            low, high, words = RANGES.get(name, (1, math.inf, "at least 1"))
+            if isinstance(value, int | float) and not low <= value < high:
+                raise InputError(f"{path}: {section}.{name} is {value}; write a number that is {words}")
+    for name in ("embed_dim", "max_txt_len"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{path}: {name} is {getattr(config, name)}; write a number that is at least 1")
+    for name in ("weights", "vision_weights"):  # a download writes to a place of this name
+        value = getattr(config, name)
+        if value and not is_file_name(value):
+            raise InputError(f"{path}: {name} is {shown(value)}; write the name of a file, without a folder")
 
 
 def _check_sizes(path: Path, config: ModelConfig) -> None:

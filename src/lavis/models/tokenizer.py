@@ -1,12 +1,15 @@
 """The BERT tokenizer of the Q-Former: uncased WordPiece plus `[DEC]`, as LAVIS adds it."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import huggingface_hub
 from transformers import BertTokenizer
 
 from lavis.common.errors import InputError, first_line
+from lavis.common.files import read_bytes
+from lavis.common.reading import expanded
 from lavis.models.model_config import CONFIG_FOLDER
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -22,7 +25,7 @@ def build_tokenizer(source: str, vocab_size: int) -> BertTokenizer:
     Raises InputError where nothing is found, or the vocabulary is not the one that the embeddings are for.
     """
     path = find_vocabulary(source)
-    tokens = path.read_text(encoding="utf-8").splitlines()
+    tokens = read_vocabulary(path)
     tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)})
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     size, own = len(tokenizer), Path(source).suffix == ".txt"  # a model's own file may be smaller than its embeddings
@@ -32,6 +35,21 @@ def build_tokenizer(source: str, vocab_size: int) -> BertTokenizer:
             f" vocabulary that it was trained with ({source}), or set qformer.vocab_size in the model's YAML file"
         )
     return tokenizer
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """The tokens of a vocabulary file, one a line. Raises InputError if it is no text, empty, or has a token twice."""
+    fix = "download it again, or give the vocabulary that the model was trained with"
+    try:
+        text = read_bytes(path, fix).decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}): {fix}") from error
+    tokens = text.split("\n") if text else []
+    twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
+    if not tokens or twice is not None:
+        problem = f"has the token {twice!r} twice" if tokens else "is empty"
+        raise InputError(f"{path} {problem}: {fix}")
+    return tokens
 
 
 def find_vocabulary(source: str, download: bool = True) -> Path:
@@ -52,8 +70,10 @@ def find_vocabulary(source: str, download: bool = True) -> Path:
 
 
 def _local(source: str) -> Path | None:
-    folders = [os.environ.get("SPRC_TOKENIZER", ""), REPOSITORY / "models" / source]
-    candidates = [CONFIG_FOLDER / source, Path(source), Path(source) / "vocab.txt"]
+    given = os.environ.get("SPRC_TOKENIZER", "")
+    folders = [given and expanded(given), REPOSITORY / "models" / source]
+    own = expanded(source)
+    candidates = [CONFIG_FOLDER / source, own, own / "vocab.txt"]
     candidates += [Path(folder) / "vocab.txt" for folder in folders if folder]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None and not Path(source).suffix and not Path(source).is_absolute():

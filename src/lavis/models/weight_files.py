@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lavis.common.errors import InputError, first_line
 from lavis.common.files import read_json
-from lavis.models.reading import reading
+from lavis.common.reading import is_file_name, readable
 
 DOWNLOAD_AGAIN = "download or copy it again"
 SAVE_ALONE = (
@@ -26,7 +26,7 @@ def read_content(path: Path) -> dict:
 
     Raises InputError that names the file if it is missing, damaged, or holds no dictionary.
     """
-    with reading(path):
+    with readable(path):
         if not path.is_dir():
             return _read_file(path)
         index = path / INDEX
@@ -58,11 +58,6 @@ def _parts(index: Path) -> list[str]:
     return sorted(set(entries.values()))
 
 
-def is_file_name(name) -> bool:
-    """Whether this is a plain file name: no folder, no drive, nothing that leads out of a folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\x00-\x1f]", name)
-
-
 def _read_file(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
@@ -88,7 +83,7 @@ def read_tensors(path: Path, cure: str, mapped: bool = False, foreign_cure: str 
         InputError: it cannot be read, is damaged or holds code, which is never run.
     """
     try:
-        with reading(path):
+        with readable(path):
             if _is_safetensors(path):
                 return load_file(path)
             is_zip = zipfile.is_zipfile(path)

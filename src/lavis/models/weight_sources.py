@@ -11,9 +11,9 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from lavis.common.errors import InputError, first_line
+from lavis.common.reading import expanded, readable
 from lavis.models.downloads import download
 from lavis.models.model_config import ModelConfig
-from lavis.models.reading import expanded, reading
 from lavis.models.weight_formats import read_weights
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -62,7 +62,7 @@ def weight_folders() -> list[Path]:
 
 def _given(path: Path, config: ModelConfig) -> Path:
     """A path that the user named: a file, a folder of the hub's format, or a folder with the published files."""
-    with reading(path):
+    with readable(path):
         if not path.exists():
             raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
         published = path / config.weights if config.weights else path
@@ -72,7 +72,7 @@ def _given(path: Path, config: ModelConfig) -> Path:
 def _local(config: ModelConfig) -> Path | None:
     """Weights on this machine: the one checkpoint in `models/weights`, or a published file where it may lie."""
     folder = weight_folders()[0]
-    with reading(folder):
+    with readable(folder):
         found = [
             p for p in sorted(folder.glob("*")) if p.suffix in (".pt", ".safetensors") or (p / "config.json").is_file()
         ]
@@ -86,7 +86,7 @@ def _local(config: ModelConfig) -> Path | None:
 
 def _published(name: str, folders: list[Path]) -> Path | None:
     for folder in folders:
-        with reading(folder / name):
+        with readable(folder / name):
             if (folder / name).is_file():
                 return folder / name
     return None
@@ -169,7 +169,7 @@ def check_blob(path: Path) -> None:
     blob = path.resolve()
     if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return
-    with reading(path), blob.open("rb") as file:
+    with readable(path), blob.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != blob.name:
         blob.unlink()
