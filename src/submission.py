@@ -114,11 +114,11 @@ def write_submission(path: Path, submission: Mapping) -> None:
     The folder is made where it is missing, and a file of that name is replaced only once all is written.
 
     Raises:
-        OSError: the file cannot be written, or does not hold what was written.
+        InputError: the file cannot be written, or does not hold what was written.
     """
     write_atomically(path, json.dumps(submission, sort_keys=True))
     if read_submission(path) != submission:
-        raise OSError(f"{path} does not hold the submission that was written to it: check the disk")
+        raise InputError(f"{path} does not hold the submission that was written to it: check the disk")
 
 
 def read_submission(path: Path) -> dict:

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 DEBUG = "--debug"
+# Read by huggingface_hub and timm.
+WHOLE_NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TIMM_FUSED_ATTN", "TIMM_USE_OLD_CACHE")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -42,6 +45,7 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
     sys.argv = [word for word in sys.argv if word != DEBUG]
     print_any_character()
     try:
+        check_environment()
         if not in_group:
             require_one_process()
         main()
@@ -60,6 +64,13 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
         _end_quietly(str(stop), stop.status)
     except KeyboardInterrupt:
         _end_quietly("interrupted", 130)
+
+
+def check_environment() -> None:
+    """Raise InputError for a variable that a package reads as a whole number as soon as it is imported, and is none."""
+    for name in (name for name in WHOLE_NUMBERS if os.environ.get(name)):
+        if not re.fullmatch(r"[+-]?\d+", os.environ[name].strip()):
+            raise InputError(f"the variable {name} is {os.environ[name]!r}: set it to a whole number, or unset it")
 
 
 def _end_quietly(line: str, status: int) -> None:

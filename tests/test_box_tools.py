@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -369,3 +370,22 @@ def test_a_damaged_progress_file_is_named(tmp_path, line):
         read_progress(path, "recipe")
     path.write_bytes(b"recipe\n" + good + b"\n" + line)  # cut off: it is made again
     assert list(read_progress(path, "recipe")) == ["b"]
+
+
+def test_boxes_that_are_made_are_found_on_a_disk_that_can_be_read_alone(demo, small_disk):
+    flags = ["--cirr-root", str(demo), "--num-workers", "0", "--output", str(small_disk("4m") / "boxes.json")]
+    (path,) = generate(flags)
+    subprocess.run(["mount", "-o", "remount,ro", str(path.parent)], check=True)
+    assert generate(flags) == [path]
+    with pytest.raises(InputError, match="Read-only file system"):
+        generate([*flags, "--overwrite"])
+
+
+def test_a_disk_that_is_full_of_boxes_is_one_line(demo, small_disk):
+    disk = small_disk("64k")
+    flags = ["--cirr-root", str(demo), "--num-workers", "0", "--output", str(disk / "boxes.json")]
+    (disk / "filler").write_bytes(bytes(64 * 1024 - 4096))
+    with pytest.raises(InputError, match=r"boxes\.json\.progress cannot be written \(No space left on device\): free"):
+        generate(flags)
+    (disk / "filler").unlink()
+    assert len(load_boxes(*generate(flags))) == 24

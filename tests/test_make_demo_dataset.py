@@ -43,6 +43,11 @@ def test_a_damaged_settings_file_is_named(tmp_path, content):
         make_demo_dataset(tmp_path, TINY)
 
 
+def test_a_full_disk_is_one_line(small_disk):
+    with pytest.raises(InputError, match=r"\.png cannot be written \(No space left on device\): free some space"):
+        make_demo_dataset(small_disk("64k"), TINY)
+
+
 def test_layout_is_cirrs(demo):
     for split, folder, pairs in (("train", "train", 40), ("val", "dev", 30), ("test1", "test1", 20)):
         entries = read(demo, f"cirr/captions/cap.rc2.{split}.json")

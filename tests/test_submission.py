@@ -118,7 +118,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
 
 def test_a_file_that_reads_back_otherwise_is_an_error(tmp_path):
     path = tmp_path / "recall.json"
-    with pytest.raises(OSError, match=r"recall\.json does not hold the submission"):
+    with pytest.raises(InputError, match=r"recall\.json does not hold the submission"):
         write_submission(path, submission(**{"7": tuple(NAMES["7"])}))
 
 

@@ -83,3 +83,15 @@ def test_the_check_of_roialign_prints_any_name(odd_folder):
     answer = run(script, "--backbone", odd_folder / "none.yaml")
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: unknown backbone") and answer.stderr.count("\n") == 1
+
+
+def test_a_variable_that_is_no_number_is_named(monkeypatch, capsys):
+    """huggingface_hub reads it as soon as it is imported."""
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "abc")
+    with pytest.raises(SystemExit):
+        run_main(lambda: pytest.fail("it began"))
+    said = "error: the variable HF_HUB_DOWNLOAD_TIMEOUT is 'abc': set it to a whole number, or unset it\n"
+    assert capsys.readouterr().err == said
+    for good in ("", "30"):
+        monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", good)
+        run_main(lambda: None)

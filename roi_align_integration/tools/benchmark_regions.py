@@ -105,12 +105,6 @@ def chosen_setting(arm: str, rows: list[Row]) -> tuple[float, Weight | None]:
     return max(trials(arm), key=score)
 
 
-def rows_of_job(job: Job, path: Path) -> list[Row]:
-    """The rows of a job in the CSV file; none if it is not finished."""
-    rows = [row for row in read_rows(path) if (row.stage, row.arm, row.seed, *row.setting) == job.key]
-    return rows if any(row.step == row.steps for row in rows) else []
-
-
 def plan(args: argparse.Namespace, rows: list[Row]) -> list[Job]:
     """The runs that are asked for and are not in the CSV file, seed by seed, so that a part of them is paired."""
     jobs = []
@@ -120,7 +114,7 @@ def plan(args: argparse.Namespace, rows: list[Row]) -> list[Job]:
             if args.data_path is not None:
                 settings = [(args.learning_rate, weight) for _, weight in settings]
             jobs += [Job(args.stage, arm, seed, *setting, args.num_epochs) for setting in settings]
-    done = {(r.stage, r.arm, r.seed, *r.setting) for r in rows if r.step == r.steps}
+    done = {row.key for row in rows if row.step == row.steps}
     return [job for job in jobs if job.key not in done]
 
 
@@ -294,8 +288,8 @@ def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> N
 
     def run_one(job: Job) -> None:
         with made_and_held(args.folder / "runs" / job.name):
-            rows = rows_of_job(job, args.csv)  # of another process, since this one began
-            if not rows:
+            rows = [row for row in read_rows(args.csv) if row.key == job.key]
+            if not any(row.step == row.steps for row in rows):  # nor has another process since this one began
                 rows = run_job(job, source, args)
                 append_rows(args.csv, rows)
         with lock:

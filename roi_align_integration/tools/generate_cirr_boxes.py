@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
+
+import interrupts  # noqa: E402, F401, I001 - first: Ctrl-C while packages load shows no trace
 
 from PIL import Image  # noqa: E402
 from saliency_boxes import boxes_of_file  # noqa: E402
@@ -22,9 +25,10 @@ from tqdm import tqdm  # noqa: E402
 from yolo_boxes import DEFAULT_WEIGHTS, Detector  # noqa: E402
 
 from image_files import folder_images  # noqa: E402
+from interrupts import leave_interrupts_to_parent  # noqa: E402
 from images import NOT_APPLIED, is_tagged, open_rgb, orientations  # noqa: E402
 from lavis.common.errors import ImageError, InputError  # noqa: E402
-from lavis.common.files import atomic_writer, held_file, read_bytes, write_atomically  # noqa: E402
+from lavis.common.files import atomic_writer, held_file, read_bytes, unwritable, write_atomically  # noqa: E402
 from lavis.common.reading import parse_json  # noqa: E402
 from lavis.datasets.region_boxes import STORED, Region, save_boxes  # noqa: E402
 from utils import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
@@ -138,22 +142,39 @@ def make_box_file(title: str, images: dict[str, Path], output: Path, settings: B
 
     A second process that makes it at the same time waits, and finds it there.
     """
-    with held_file(output, wait=True):
-        _make_box_file(title, images, output, settings, detector, args)
-
-
-def _make_box_file(title: str, images: dict[str, Path], output: Path, settings: BoxSettings, detector, args) -> None:
-    made, start = output.with_name(output.name + ".made"), time.perf_counter()
     # The frame is named, since a file without it may be of a tool that turned images by their EXIF orientation.
     recipe = json.dumps(settings.recipe() | {"images": fingerprint(images), "frame": STORED}, sort_keys=True)
-    if output.is_file() and not args.overwrite:
-        if made.is_file() and read_bytes(made, "remove it") == recipe.encode():
-            print(f"{output} is there, made in this way of these images")
+    if not args.overwrite and _is_made(output, recipe):  # also on a disk that can be read alone
+        return
+    with held_file(output, wait=True):
+        if not args.overwrite and _is_made(output, recipe):
             return
-        raise InputError(
-            f"{output} is there, but not made in this way of these images: --overwrite replaces"
-            " it, --output names another"
-        )
+        if output.is_file() and not args.overwrite:
+            raise InputError(
+                f"{output} is there, but not made in this way of these images: --overwrite replaces it, --output names"
+                " another"
+            )
+        _make_box_file(title, images, output, recipe, settings, detector, args)
+
+
+def _made(output: Path) -> Path:
+    """Where the recipe of a box file is kept."""
+    return output.with_name(output.name + ".made")
+
+
+def _is_made(output: Path, recipe: str) -> bool:
+    """Whether a box file of this recipe is there."""
+    made = _made(output)
+    found = output.is_file() and made.is_file() and read_bytes(made, "remove it") == recipe.encode()
+    if found:
+        print(f"{output} is there, made in this way of these images")
+    return found
+
+
+def _make_box_file(
+    title: str, images: dict[str, Path], output: Path, recipe: str, settings: BoxSettings, detector, args
+) -> None:
+    start = time.perf_counter()
     progress = output.with_name(output.name + ".progress")
     found = read_progress(progress, recipe)
     found = {name: entry for name, entry in found.items() if name in images}
@@ -161,22 +182,30 @@ def _make_box_file(title: str, images: dict[str, Path], output: Path, settings: 
         print(f"{title}: {len(found)} of {len(images)} images are done already")
     resumed = len(found)
     rest = {name: path for name, path in images.items() if name not in found}
-    with progress.open("a", encoding="utf-8") as file, tqdm(total=len(rest), desc=title, dynamic_ncols=True) as bar:
+    with progress.open("ab", buffering=0) as file, tqdm(total=len(rest), desc=title, dynamic_ncols=True) as bar:
         for entry in find_boxes(rest, settings, detector, args):
             found[entry.name] = entry
-            file.write(json.dumps(asdict(entry)) + "\n")
-            file.flush()
+            _write_line(file, json.dumps(asdict(entry)), progress)
             if entry.error:
                 tqdm.write(f"image {entry.name!r} at {images[entry.name]} left out: {entry.error}", file=sys.stderr)
             bar.update()
     whole = {name: found[name].regions for name in images if not found[name].error}
     save_boxes(output, whole)
-    write_atomically(made, recipe)
+    write_atomically(_made(output), recipe)
     progress.unlink()
     print_table(title, list(found.values()), output, time.perf_counter() - start, len(found) - resumed)
     tagged = sum(map(is_tagged, orientations(images.values())))
     if tagged:
         print(f"{title}: {tagged} of {len(images)} images carry an EXIF orientation. {NOT_APPLIED}", flush=True)
+
+
+def _write_line(file: FileIO, line: str, path: Path) -> None:
+    rest = line.encode() + b"\n"
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def fingerprint(images: dict[str, Path]) -> str:
@@ -216,7 +245,7 @@ def find_boxes(images: dict[str, Path], settings: BoxSettings, detector, args) -
     if args.num_workers == 0:
         yield from (_found(name, work(path), "saliency") for name, path in images.items())
         return
-    with ProcessPoolExecutor(args.num_workers) as pool:
+    with ProcessPoolExecutor(args.num_workers, initializer=leave_interrupts_to_parent) as pool:
         answers = pool.map(work, images.values(), chunksize=16)
         yield from (_found(name, answer, "saliency") for name, answer in zip(images, answers, strict=True))
 

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.common.errors import InputError  # noqa: E402
-from lavis.common.files import made_and_held, read_json, write_atomically  # noqa: E402
+from lavis.common.files import made_and_held, read_json, unwritable, write_atomically  # noqa: E402
 from utils import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "demo_dataset"
@@ -116,8 +116,11 @@ def write_images(output: Path, split: str, groups: list, settings: DemoSettings)
             rng = random.Random(f"{settings.seed}/{name}")
             image, boxes[name] = render(group.scene(member), rng, DIFFICULTIES[settings.difficulty])
             places[name] = place
-            (output / place).parent.mkdir(parents=True, exist_ok=True)
-            image.save(output / place, compress_level=1)
+            try:
+                (output / place).parent.mkdir(parents=True, exist_ok=True)
+                image.save(output / place, compress_level=1)
+            except OSError as error:
+                raise unwritable(output / place, error) from error
     write_atomically(output / "cirr" / "image_splits" / f"split.rc2.{split}.json", json.dumps(places))
     write_atomically(output / "boxes" / f"cirr_boxes_{split}.json", json.dumps(boxes))
 

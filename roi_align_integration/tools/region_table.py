@@ -9,7 +9,7 @@ from pathlib import Path
 from region_arms import ARMS, WINNER
 
 from lavis.common.errors import InputError
-from lavis.common.files import append_csv, held_file
+from lavis.common.files import append_csv, atomic_writer, held_file
 from lavis.common.reading import read_csv
 
 METRICS = {"recall_at1": "R@1", "recall_at5": "R@5", "recall_at10": "R@10", "group_recall_at1": "Rsubset@1"}
@@ -34,6 +34,11 @@ class Row:
     seconds: float
     machine: str
     date: str
+
+    @property
+    def key(self) -> tuple:
+        """The run."""
+        return self.stage, self.arm, self.seed, *self.setting
 
     @property
     def setting(self) -> tuple[float, str]:
@@ -219,7 +224,8 @@ def plot(rows: list[Row], path: Path) -> None:
     axes.set(xlabel="training steps", ylabel=f"recall@1 on validation, % (mean of {len(shared)} seeds)", ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=110)
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _line_style(arm: str) -> str:
