@@ -188,6 +188,19 @@ def tiny_with(name: str, value: torch.Tensor) -> Callable[[Path], None]:
     return write
 
 
+def other_tiny(old: str, new: str) -> Callable[[Path], None]:
+    """The YAML of `tiny` with a text replaced."""
+
+    def spoil(folder: Path) -> None:
+        from lavis.models.model_config import config_path
+
+        text = config_path("tiny").read_text()
+        assert old in text
+        (folder / "m.yaml").write_text(text.replace(old, new))
+
+    return spoil
+
+
 WEIGHTS = ("--weights", "{folder}/w.pt")
 TINY_WEIGHTS = (*WEIGHTS, "--backbone", "tiny")
 REGIONS = ("--use-region-loss", "--box-file", "{folder}/" + BOXES)
@@ -297,6 +310,11 @@ CASES = [
     Case("backbone", "no YAML", "not valid YAML", written("m.yaml", b"a: [1"), YAML),
     Case("backbone", "a list", "should be a table", written("m.yaml", b"[1]"), YAML),
     Case("backbone", "an unknown entry", "unknown entries ['depth']", written("m.yaml", b"depth: 3"), YAML),
+    Case("backbone", "an entry twice", "'embed_dim' stands twice", written("m.yaml", b"embed_dim: 3\nembed_dim: 4"), YAML),
+    Case("backbone", "a size of 0", "embed_dim is 0; write a number that is at least 1", other_tiny("embed_dim: 64", "embed_dim: 0"), YAML),
+    Case("backbone", "a negative size", "vision.depth is -1", other_tiny("depth: 3", "depth: -1"), YAML),
+    Case("backbone", "lists in lists in lists", "nested too deeply", written("m.yaml", b"[" * 5000), YAML),
+    Case("backbone", "weights in another folder", "write the name of a file, without a folder", other_tiny("embed_dim: 64", "embed_dim: 64\nweights: ../../w.pth"), YAML),
     Case("flags", "an unknown flag", "unrecognized arguments: --region-loss", flags=("--region-loss",)),
     Case("flags", "no number", "invalid int value: 'many'", flags=("--batch-size", "many")),
     Case("flags", "an unknown dataset", "dataset 'coco'", flags=("--dataset", "coco")),
@@ -317,6 +335,8 @@ CASES = [
     Case("flags", "a ratio below 1", "at least 1, not 0.5", flags=("--target-ratio", "0.5")),
     Case("flags", "an infinite ratio", "at least 1, not inf", flags=("--target-ratio", "inf")),
     Case("flags", "an unknown device", "'toaster' is not a device", flags=("--device", "toaster")),
+    Case("flags", "a device that is none here", "'mps' is not a device that this project runs on", flags=("--device", "mps")),
+    Case("flags", "a device without memory", "'meta' is not a device that this project runs on", flags=("--device", "meta")),
     Case("flags", "fp16 on the CPU", "needs a CUDA device", flags=("--precision", "fp16")),
     Case("flags", "cache on CUDA without CUDA", "--cache-device cuda: this run is on cpu", flags=("--feature-cache", "{folder}/f", "--cache-device", "cuda")),
     Case("flags", "regions without boxes", "--use-region-loss needs --box-file", flags=("--use-region-loss",)),
@@ -330,6 +350,8 @@ CASES = [
     Case("flags", "memory of 0 MiB", "--memory-mib must be above 0", flags=("--memory-mib", "0")),
     Case("flags", "validation never", "--validation-frequency must be above 0", flags=("--validation-frequency", "0")),
     Case("flags", "saving every 0 steps", "--save-every is epoch", flags=("--save-every", "0")),
+    Case("flags", "saving at no time", "--save-every is epoch", flags=("--save-every", "infm")),
+    Case("flags", "the home folder of nobody", "write the whole path", flags=("--data-path", "~nobody_of_this_name/x")),
     Case("flags", "no run to go on with", "there is no training_state.pt", flags=("--resume", "{folder}")),
     Case("flags", "FashionIQ's gallery for CIRR", "is for FashionIQ", flags=("--gallery", "captions")),
 ]  # fmt: skip
