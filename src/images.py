@@ -5,10 +5,11 @@ the exception, since Pillow turns it as it opens it, in its size too; it is the 
 """
 
 import errno
+import logging
 import os
 import stat
+import struct
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from lavis.common.errors import ImageError, InputError
+from lavis.common.errors import ImageError, InputError, first_line
 from lavis.common.rgb import as_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # with JPEG also MPO, which cameras store as .jpg
@@ -32,12 +33,15 @@ NOT_APPLIED = (
     "It is applied nowhere: training, validation and boxes see the pixels as they are stored. If that is not wanted,"
     " turn the files first, for example with ImageMagick: mogrify -auto-orient"
 )
-LATE_BYTES = 2**16
+SAVE_AS = "save it as PNG or JPEG"
+PNG_SIGNATURE_BYTES = 8
+PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # Pillow finds an orientation in each of them
 READERS = 16  # threads of a header pass: they wait for the disk
 
 # Pillow's warnings come with a line of source. Here an image is either read right, or an ImageError says why not.
 for category in (UserWarning, RuntimeWarning):  # the second is that of Image.DecompressionBombWarning
     warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow's errors go to stderr, without a file's name
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -58,7 +62,10 @@ def stored_size(path: str | Path) -> tuple[int, int]:
 
 
 def orientation(path: str | Path) -> int:
-    """The EXIF orientation, 1 to 8, from the file's header; 1 if there is none. Raises ImageError as `stored_size`."""
+    """The orientation by EXIF or XMP, 1 to 8; 1 if there is none. Raises ImageError as `stored_size`.
+
+    Pixels are decoded only for a PNG with metadata after them.
+    """
     with _opened(path) as image:
         return _orientation(image)
 
@@ -104,20 +111,33 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"it is of a format that is not read here, none of {', '.join(FORMATS)}") from error
+        raise _unidentified(path) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"it has more than {MOST_PIXELS} pixels", "shrink it") from error
     except OSError as error:
         raise ImageError(error.strerror or str(error), FIXES.get(error.errno, "copy or download it again")) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise errors of many types
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        raise ImageError(f"it is damaged, {type(error).__name__}: {first_line(error)}") from error
+
+
+def _unidentified(path: str | Path) -> ImageError:
+    """What a file is that is no image of `FORMATS`, by its first bytes: no other decoder is run."""
+    with open(path, "rb") as file:
+        start = file.read(16).ljust(16, b"\0")
+    Image.init()
+    fitting = [name for name, (_, accepts) in Image.OPEN.items() if accepts is not None and accepts(start)]
+    if not fitting:
+        return ImageError(f"it is of a format that is not read here, none of {', '.join(FORMATS)}")
+    if fitting[0] in FORMATS:
+        return ImageError(f"it begins like a {fitting[0]}, but is damaged")
+    return ImageError(f"it is of format {fitting[0]}, which is not read here", SAVE_AS)
 
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
-    if image.format == "PNG" and "exif" not in image.info and (found := _late_exif(image)):
-        image.info["exif"] = found
+    if image.format == "PNG" and _has_late_metadata(image.filename):
+        image.load()
     try:
         # The class's own: that of PngImageFile decodes the whole image first.
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
@@ -126,15 +146,18 @@ def _orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _late_exif(image: Image.Image) -> bytes:
-    """The eXIf chunk of a PNG that stands after the pixels, where Pillow meets it only once it has decoded them.
+def _has_late_metadata(path: str) -> bool:
+    """Whether a PNG has metadata after its pixels, which Pillow meets only while it decodes them.
 
-    It is looked for at the file's end, by its name and CRC: to go through all chunks would read the whole file.
+    Goes from chunk to chunk without a buffer, so that what they hold is not read.
     """
-    file = image.fp
-    file.seek(max(0, file.seek(0, os.SEEK_END) - LATE_BYTES))
-    end = file.read(LATE_BYTES)
-    place = end.rfind(b"eXIf")
-    length = int.from_bytes(end[max(0, place - 4) : place], "big") if place > 0 else 0
-    chunk, check = end[place : place + 4 + length], end[place + 4 + length : place + 8 + length]
-    return chunk[4:] if length and zlib.crc32(chunk) == int.from_bytes(check, "big") else b""
+    after_pixels = False
+    with open(path, "rb", buffering=0) as file:
+        file.seek(PNG_SIGNATURE_BYTES)
+        while len(head := file.read(8)) == 8 and head[4:].isalpha():
+            length, kind = struct.unpack(">I4s", head)
+            if after_pixels and kind in PNG_METADATA:
+                return True
+            after_pixels = after_pixels or kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+    return False

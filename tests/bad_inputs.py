@@ -273,7 +273,7 @@ CASES = [
     Case("images", "a folder", "it is no regular file", image(folder_instead)),
     Case("images", "a FIFO", "it is no regular file", image(fifo_instead)),
     Case("images", "another suffix", "JPG: rename it)", image(lambda path: path.rename(path.with_suffix(".JPG")))),
-    Case("images", "a damaged AVIF", "of a format that is not read here", image(lambda path: path.write_bytes(AVIF))),
+    Case("images", "a damaged AVIF", "of format AVIF, which is not read here", image(lambda path: path.write_bytes(AVIF))),
     Case("images", "20,000 x 100 pixels", "padded to 20000 x 16000", saved("RGB", (20000, 100))),
     Case("images", "a decompression bomb", "pixels)", saved("1", (20000, 20000))),
     Case("images", "32-bit numbers", "has no known range", saved("F", format="TIFF")),

@@ -121,7 +121,7 @@ def test_odd_files_are_left_out_and_nothing_hangs(tmp_path, fake_yolo, method, c
     found, said = run(tmp_path, *flags), capsys.readouterr()
     assert list(found) == (["a", "g"] if method == "saliency" else ["a"])
     assert f"image 'b' at {folder / 'b.png'} left out: it is no regular file" in said.err
-    for part in ("'c'", "'d'", "of a format that is not read", "pixels: shrink it", "it is empty"):
+    for part in ("'c'", "'d'", "of format AVIF, which is not read here", "pixels: shrink it", "it is empty"):
         assert part in said.err
     assert "EXIF" not in said.out
 

@@ -39,20 +39,27 @@ def two_colours() -> Image.Image:
     return image
 
 
-def late_exif(path: Path) -> None:
-    """A PNG whose eXIf chunk stands after its pixels."""
-    two_colours().save(path)
-    chunk = b"eXIf" + tag(6).tobytes().removeprefix(b"Exif\0\0")
-    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    content = path.read_bytes()
-    path.write_bytes(content[:-12] + whole + content[-12:])
+def late(kind: bytes, content: bytes, behind: int = 0):
+    """Makes a PNG with a chunk after its pixels, and so many bytes of a comment after that."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    def make(path: Path) -> None:
+        two_colours().save(path)
+        whole, comment = path.read_bytes(), chunk(b"tEXt", b"Comment\0" + b"x" * behind)
+        path.write_bytes(whole[:-12] + chunk(kind, content) + comment * (behind > 0) + whole[-12:])
+
+    return make
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>'
 TAGGED = {
     "a.jpg": lambda path: two_colours().save(path, exif=tag(6), quality=95),
     "a.png": lambda path: two_colours().save(path, exif=tag(6)),
-    "late.png": late_exif,
+    "late.png": late(b"eXIf", tag(6).tobytes().removeprefix(b"Exif\0\0")),
+    "long_before_the_end.png": late(b"eXIf", tag(6).tobytes().removeprefix(b"Exif\0\0"), 10**5),
+    "late_xmp.png": late(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + XMP),
     "a.webp": lambda path: two_colours().save(path, exif=tag(8), lossless=True),
     "xmp.jpg": lambda path: two_colours().save(path, xmp=XMP, quality=95),
 }
@@ -124,6 +131,13 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+def odd_tiff(path: Path) -> None:
+    """Pillow logs an error of its own for it."""
+    Image.new("RGB", (9, 9)).save(path, "TIFF")
+    entry = struct.pack("<HHI", 277, 3, 1)  # samples per pixel
+    path.write_bytes(path.read_bytes().replace(entry + b"\3\0", entry + b"\x63\0"))
+
+
 FAULTS = {
     "a FIFO": (os.mkfifo, "it is no regular file: copy or download it again"),
     "a folder": (os.mkdir, "it is no regular file"),
@@ -131,8 +145,10 @@ FAULTS = {
     "a link in a circle": (lambda path: path.symlink_to(path), "symbolic links"),
     "an empty file": (lambda path: path.touch(), "it is empty: copy or download it again"),
     "a text": (lambda path: path.write_text("<html>"), "of a format that is not read here, none of PNG"),
-    "PostScript": (lambda path: Image.new("RGB", (9, 9)).save(path, "EPS"), "of a format that is not read here"),
-    "a damaged AVIF": (damaged_avif, "of a format that is not read here"),
+    "PostScript": (lambda path: Image.new("RGB", (9, 9)).save(path, "EPS"), "of format EPS, which is not read here"),
+    "a damaged AVIF": (damaged_avif, "of format AVIF, which is not read here: save it as PNG or JPEG"),
+    "a damaged header": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50)), "like a PNG, but is damaged"),
+    "a TIFF of 99 samples": (odd_tiff, "begins like a TIFF, but is damaged"),
     "cut off": (cut, "truncated"),
     "a decompression bomb": (bomb, f"it has more than {MOST_PIXELS} pixels: shrink it"),
     "32-bit grey": (lambda path: Image.new("F", (9, 9)).save(path, "TIFF"), "no known range: save it with 8 bits"),
@@ -140,7 +156,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_read_is_an_image_error(tmp_path, fault):
+def test_what_cannot_be_read_is_an_image_error(tmp_path, fault, capfd):
     path = tmp_path / "a.png"
     spoil, says = FAULTS[fault]
     spoil(path)
@@ -148,6 +164,7 @@ def test_what_cannot_be_read_is_an_image_error(tmp_path, fault):
         answer_within(10, open_rgb, path)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
 
 
 def answer_within(seconds: float, call, *arguments):

@@ -15,4 +15,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit grey, mode {image.mode}, has no known range", "save it with 8 bits")
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(f"mode {image.mode} has no conversion to RGB", "save it in RGB") from error
