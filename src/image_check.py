@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_utils import ImageDataset
-from image_files import file_names
+from image_files import IMAGE_SUFFIXES, file_names
 from images import NOT_APPLIED, is_tagged, orientations
 from lavis.common.errors import ImageError, InputError
 
 SHOWN = 3  # files named of each fault
+MOST_REASONS = 5  # told apart in a dataset: a reason may hold a number that is another one in every file
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Fault:
 
 
 MISSING = Fault("are missing", "copy or download them again")
+OTHERS = Fault("cannot be read for other reasons", "copy or download them again")
 
 
 def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
@@ -64,19 +66,25 @@ def _look_at(files: dict[Path, str]) -> tuple[dict[Fault, list[str]], int]:
     there = [path for path in files if path.name in present[path.parent]]
     missing = [path for path in files if path.name not in present[path.parent]]
     if missing:
-        others = {folder: _by_stem(names) for folder, names in listed.items()}
+        others = {folder: _by_stem(folder, names, files) for folder, names in listed.items()}
         faults[MISSING] = [files[path] + _hint(others[path.parent], path) for path in missing]
     found = orientations(there)
     for path, answer in zip(there, found, strict=True):
         if isinstance(answer, ImageError):
             fault = Fault(f"cannot be read ({answer.reason})", answer.fix)
+            fault = fault if fault in faults or len(faults) < MOST_REASONS else OTHERS
             faults.setdefault(fault, []).append(files[path])
     return faults, sum(map(is_tagged, found))
 
 
-def _by_stem(names: list[str]) -> dict[str, str]:
-    """The stem of every file, in lower case -> its name."""
-    return {os.path.splitext(name)[0].lower(): name for name in reversed(names)}
+def _by_stem(folder: Path, names: list[str], files: dict[Path, str]) -> dict[str, str]:
+    """The stem, in lower case -> the name of every image in a folder that is none of `files`."""
+    stems = {}
+    for name in reversed(names):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and folder / name not in files:
+            stems[stem.lower()] = name
+    return stems
 
 
 def _hint(others: dict[str, str], path: Path) -> str:

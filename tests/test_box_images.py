@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from visualize_boxes import main as visualize
 from data_utils import CIRRDataset
 from lavis.common.errors import InputError
 from preprocess import targetpad_transform
+
+TOOLS = str(Path(__file__).resolve().parents[1] / "roi_align_integration" / "tools")
 
 
 class FakeYolo:
@@ -134,3 +139,53 @@ def test_boxes_of_an_older_tool_are_not_taken_for_new_ones(demo, tmp_path):
     made.write_text(json.dumps(recipe, sort_keys=True))
     with pytest.raises(InputError, match="not made in this way"):
         run(tmp_path, "--cirr-root", str(demo))
+
+
+def test_a_file_name_that_is_no_text_is_answered(tmp_path):
+    """Its boxes could not be read back: JSON holds text alone."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    blue_corner(os.fsdecode(os.fsencode(folder) + b"/\xff.png"), 1)
+    with pytest.raises(InputError, match=r"the name of the file '\\udcff\.png' is not valid UTF-8: rename it"):
+        run(tmp_path, "--images", str(folder))
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+import visualize_boxes
+from generate_cirr_boxes import main
+from lavis.common.errors import InputError
+os.setuid(65534)
+try:
+    print(list(main(["--images", sys.argv[1], "--output", sys.argv[2], "--num-workers", "0"])))
+except InputError as error:
+    print("InputError", error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("mode", "of_parent", "says"), [
+    (0o711, 0o755, "cannot be listed (Permission denied)"),
+    (0o755, 0o700, "no folder"),
+    (0o744, 0o755, "Permission denied: make it readable"),
+])  # fmt: skip
+def test_permission_denied_is_one_line(mode, of_parent, says):
+    """A folder that cannot be listed, one that cannot be reached, and one whose files cannot be."""
+    with tempfile.TemporaryDirectory() as place:  # pytest's own is closed to other users
+        folder = Path(place) / "parent" / "images"
+        folder.mkdir(parents=True)
+        blue_corner(folder / "a.png", 1)
+        (Path(place) / "out").mkdir()
+        for path, bits in (
+            (folder, mode),
+            (folder.parent, of_parent),
+            (Path(place), 0o755),
+            (Path(place) / "out", 0o777),
+        ):
+            path.chmod(bits)
+        command = [sys.executable, "-c", AS_NOBODY, str(folder), str(Path(place) / "out" / "b.json")]
+        answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": TOOLS}, capture_output=True, text=True)
+        folder.parent.chmod(0o755)
+    assert "Traceback" not in answer.stderr
+    assert says in answer.stdout + answer.stderr

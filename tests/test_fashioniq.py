@@ -119,6 +119,18 @@ def test_suffixes_in_any_case_and_the_first_that_is_there(made, tmp_path):
         check_images(open_val(root, "dress", "classic"))
 
 
+def test_what_is_no_file_is_not_taken_before_a_file(made, tmp_path):
+    root = shutil.copytree(made, tmp_path / "copy")
+    (root / "images" / "dress1.png").symlink_to(tmp_path / "nowhere")
+    (root / "images" / "dress3.png").mkdir()
+    gallery = open_val(root, "dress", "classic")
+    check_images(gallery)
+    assert [gallery.image_paths[f"dress{i}"] for i in (1, 3)] == ["images/dress1.jpg", "images/dress3.jpg"]
+    (root / "images" / "dress3.jpg").unlink()
+    with pytest.raises(InputError, match=r"no regular file\), first images/dress3\.png"):
+        check_images(open_val(root, "dress", "classic"))
+
+
 def test_galleries_of_several_types_are_counted_together(made, tmp_path):
     root = shutil.copytree(made, tmp_path / "copy")
     for kind in TYPES:

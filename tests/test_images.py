@@ -292,6 +292,33 @@ def test_a_fault_is_told_with_its_own_fix(demo_copy):
         check_images(train, val)
 
 
+def test_only_an_image_of_no_other_name_is_to_be_renamed(demo_copy):
+    val = open_both(demo_copy)[1]
+    first, second = (val.path_of(name) for name in val.names[:2])
+    first.rename(first.with_suffix(".txt"))  # no image by its name
+    second.rename(second.with_name(first.stem.upper() + ".png"))
+    val.image_paths |= {first.stem.upper(): f"dev/{first.stem.upper()}.png"}  # an image of the dataset itself
+    val.names.append(first.stem.upper())
+    with pytest.raises(InputError) as error:
+        check_images(val)
+    assert "2 of 19 images of CIRR val are missing" in str(error.value)
+    assert "rename" not in str(error.value)
+
+
+def test_many_reasons_do_not_make_a_long_message(demo_copy):
+    val = open_both(demo_copy)[1]
+    for number, name in enumerate(val.names):
+        Image.new("RGB", (9, 9)).save(val.path_of(name), "BMP")
+        content = bytearray(val.path_of(name).read_bytes())
+        content[28:30] = struct.pack("<H", 1000 + number)  # bits of a pixel
+        val.path_of(name).write_bytes(content)
+    with pytest.raises(
+        InputError, match="; 13 of 18 images of CIRR val cannot be read for other reasons, first "
+    ) as error:
+        check_images(val)
+    assert len(str(error.value)) < 1500
+
+
 def test_a_folder_that_cannot_be_listed_is_named(demo, monkeypatch):
     import image_files
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -212,7 +213,7 @@ def fingerprint(images: dict[str, Path]) -> str:
     """SHA-256 of names and sizes: the same for a copy, another one for other images under the same names."""
     digest = hashlib.sha256()
     for name, path in images.items():
-        digest.update(f"{name}\n{path.stat().st_size if path.is_file() else 'missing'}\n".encode())
+        digest.update(f"{name}\n{os.path.getsize(path) if os.path.isfile(path) else 'missing'}\n".encode())
     return digest.hexdigest()
 
 
