@@ -266,6 +266,7 @@ CASES = [
     Case("boxes", "another frame", "boxes are read in the frame", changed(BOXES, lambda b: b.update(__frame__="upright")), REGIONS),
     Case("boxes", "the frame that is meant", None, changed(BOXES, lambda b: b.update(__frame__="stored")), REGIONS),
     Case("boxes", "a score that is a text", "score must be a number", boxes([{"box": [0, 0, 1, 1], "score": "high"}]), REGIONS),
+    Case("boxes", "a score of 400 digits", "score must be a number", boxes([{"box": [0, 0, 1, 1], "score": 10**400}]), REGIONS),
     Case("boxes", "no box at all", None, changed(BOXES, lambda b: {name: [] for name in b}), REGIONS),
     Case("images", "cut off", "cannot be read", image(truncated)),
     Case("images", "an empty file", "1 of 24 images of CIRR train cannot be read (it is empty)", image(lambda path: path.write_bytes(b""))),

@@ -55,6 +55,10 @@ def test_both_forms_of_a_box(tmp_path):
         ({"img7": [[10, 20, 300, 200]]}, "look like pixels: divide by the width and height"),
         ({"img7": [{"label": "cup"}]}, "four numbers"),
         ({"img7": [{"box": [0, 0, 1, 1], "score": "high"}]}, "score must be a number"),
+        ('{"img7": [{"box": [0, 0, 1, 1], "score": NaN}]}', "neither NaN nor infinite"),
+        ('{"img7": [{"box": [0, 0, 1, 1], "score": -Infinity}]}', "neither NaN nor infinite"),
+        ({"img7": [{"box": [0, 0, 1, 1], "score": 10**400}]}, "neither NaN nor infinite"),
+        ({"img7": [{"box": [0, 0, 1, 1], "score": True}]}, "score must be a number"),
         ({"img7": [{"box": [0, 0, 1, 1], "label": 3.5}]}, "label must be a text"),
         ({"img7": [{"box": [0, 0, 1, 1], "label": True}]}, "label must be a text"),
         ({"img7": [[0.1, 0.1, 0.5, 1.0002]]}, "outside"),
@@ -102,6 +106,12 @@ def test_a_rounding_outside_is_clipped_and_counted(tmp_path, capsys):
 def test_the_number_of_a_class_is_a_label(tmp_path):
     boxes = load_boxes(write(tmp_path / "b.json", {"a": [{"box": [0, 0, 1, 1], "label": 17}]}))
     assert boxes == {"a": [Region((0, 0, 1, 1), "17")]}
+
+
+def test_what_is_saved_needs_no_clipping(tmp_path):
+    save_boxes(tmp_path / "b.json", {"a": [Region((-1e-7, 0, 1.0000001, 1), 17)]})
+    file = read_box_file(tmp_path / "b.json")
+    assert (file.clipped, file.regions) == (0, {"a": [Region((0, 0, 1, 1), "17")]})
 
 
 def test_no_image_has_the_name_of_the_frame(tmp_path):

@@ -78,6 +78,26 @@ def test_a_sheet_larger_than_an_image_may_be_is_refused():
         contact_sheet(panels, 100)
 
 
+def test_panels_are_not_drawn_beyond_what_a_sheet_may_have(folder, monkeypatch):
+    import visualize_boxes
+
+    drawn = []
+    names = [str(number) for number in range(50)]
+    (folder / "boxes.json").write_text(json.dumps({name: [[0, 0, 1, 1]] for name in names}))
+    for name in names:
+        (folder / f"{name}.png").symlink_to(folder / "wide.png")
+
+    def draw_panel(name, *arguments):
+        drawn.append(name)
+        return Image.new("RGB", (100, 100))
+
+    monkeypatch.setattr(visualize_boxes, "draw_panel", draw_panel)
+    monkeypatch.setattr(visualize_boxes, "MOST_PIXELS", 95_000)
+    with pytest.raises(InputError, match="more than 9 of these images are too many for a sheet: lower --max-images"):
+        draw(folder, "--max-images", "50")
+    assert len(drawn) == 10
+
+
 def test_the_sheet_is_a_png_and_is_written_whole_or_not_at_all(folder, monkeypatch):
     for name in ("sheet.webp", "sheet.jpeg", "sheet"):
         with pytest.raises(InputError, match=r"ends in \.png"):

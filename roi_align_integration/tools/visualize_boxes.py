@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -57,12 +58,23 @@ def main(argv: list[str] | None = None) -> Path:
     unknown = [name for name in names if name not in paths or name not in boxes]
     if unknown or not names:
         raise InputError(f"{args.box_file} and the images share no {unknown[0] if unknown else 'name with boxes'}")
-    panels = [draw_panel(name, paths[name], boxes[name], preprocess, args.patch_size) for name in names]
+    panels = _bounded(draw_panel(name, paths[name], boxes[name], preprocess, args.patch_size) for name in names)
     sheet = contact_sheet(panels, args.columns)
     with atomic_writer(args.output) as file:
         sheet.save(file, "PNG")
     print(f"{len(panels)} images drawn: {args.output}")
     return args.output
+
+
+def _bounded(panels: Iterator[Image.Image]) -> list[Image.Image]:
+    """All panels. Raises InputError as soon as they are more than a sheet may have, before they fill the memory."""
+    drawn, pixels = [], 0
+    for panel in panels:
+        pixels += panel.width * panel.height
+        if pixels > MOST_PIXELS:
+            raise InputError(f"more than {len(drawn)} of these images are too many for a sheet: lower --max-images")
+        drawn.append(panel)
+    return drawn
 
 
 def image_paths(images: Path | None, cirr_root: Path | None, split: str) -> dict[str, Path]:

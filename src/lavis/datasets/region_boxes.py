@@ -6,6 +6,7 @@ are stored, before any EXIF orientation: `save_boxes` writes it, and older files
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,8 @@ def box_problem(box) -> str | None:
 def _extra_problem(label, score) -> str | None:
     if label is not None and type(label) not in (str, int):  # the type of True is neither
         return "label must be a text, or the whole number of a class"
-    if score is not None and type(score) not in (int, float):
-        return "score must be a number"
+    if score is not None and (type(score) not in (int, float) or not abs(score) <= sys.float_info.max):
+        return "score must be a number, neither NaN nor infinite"
     return None
 
 
@@ -140,6 +141,7 @@ def regions_of(file: BoxFile, names: Iterable[str], title: str) -> dict[str, lis
 def save_boxes(path: str | Path, boxes: dict[str, list[Region]], frame: str | None = STORED) -> None:
     """Write a box file; plain lists where a region has neither label nor score. `frame` is that of `BoxFile`.
 
+    Boxes a rounding outside [0, 1] are clipped, and the number of a class becomes a text, as `read_box_file` does.
     Raises InputError for a wrong box, and for an image that has the name of the frame's entry.
     """
     path = Path(path)
@@ -147,8 +149,7 @@ def save_boxes(path: str | Path, boxes: dict[str, list[Region]], frame: str | No
         raise InputError(f"{path}: {FRAME_KEY!r} is no name for an image: rename it")
     entries: dict[str, str | list] = {} if frame is None else {FRAME_KEY: frame}
     for name, regions in boxes.items():
-        entries[name] = [_entry(region) for region in regions]
-        _read_regions(entries[name], path, name)
+        entries[name] = [_entry(region) for region in _read_regions([_entry(region) for region in regions], path, name)]
     write_atomically(path, json.dumps(entries))
 
 
