@@ -273,7 +273,7 @@ class FashionIQDataset(ImageDataset):
                 f" {self.SPLITS}, {self.TYPES}, {self.MODES}, and split or captions"
             )
         root = dataset_root(FASHIONIQ_ROOT, data_path)
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise InputError(f"no folder {root}: give the folder that holds captions/ and images/ with --data-path")
         self.split = split
         entries = {kind: _read_fashioniq_captions(root, kind, split) for kind in dress_types}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections import Counter
 
@@ -191,6 +192,19 @@ def test_wrong_arguments_are_answered(made, tmp_path):
             FashionIQDataset(split, kinds, mode, PREPROCESS, data_path=made)
     with pytest.raises(InputError, match="--data-path"):
         FashionIQDataset("val", ["dress"], "classic", PREPROCESS, data_path=tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_cannot_be_reached_is_answered(made, tmp_path):
+    closed = tmp_path / "closed"
+    shutil.copytree(made, closed / "data")
+    closed.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(InputError, match=r"no folder .*--data-path"):
+            open_val(closed / "data", "dress", "classic")
+    finally:
+        os.seteuid(0)
 
 
 def test_captions_are_joined_in_four_ways():
