@@ -313,7 +313,7 @@ CASES = [
     Case("backbone", "an unknown entry", "unknown entries ['depth']", written("m.yaml", b"depth: 3"), YAML),
     Case("backbone", "an entry twice", "'embed_dim' stands twice", written("m.yaml", b"embed_dim: 3\nembed_dim: 4"), YAML),
     Case("backbone", "a size of 0", "embed_dim is 0; write a number that is at least 1", other_tiny("embed_dim: 64", "embed_dim: 0"), YAML),
-    Case("backbone", "a negative size", "vision.depth is -1", other_tiny("depth: 3", "depth: -1"), YAML),
+    Case("backbone", "a negative size", "vision.depth is -1", other_tiny("depth: 1", "depth: -1"), YAML),
     Case("backbone", "lists in lists in lists", "nested too deeply", written("m.yaml", b"[" * 5000), YAML),
     Case("backbone", "weights in another folder", "write the name of a file, without a folder", other_tiny("embed_dim: 64", "embed_dim: 64\nweights: ../../w.pth"), YAML),
     Case("flags", "an unknown flag", "unrecognized arguments: --region-loss", flags=("--region-loss",)),
