@@ -112,7 +112,10 @@ def absolute(path: str | Path) -> Path:
 
 def user_path(text: str) -> Path:
     """An argparse type: a path as it was typed, but for `~`."""
-    return absolute(text) if text.startswith("~") else Path(text)
+    try:
+        return expanded(text)
+    except InputError as error:  # argparse would say "invalid value"
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def positive_int(text: str) -> int:
