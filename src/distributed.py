@@ -106,12 +106,19 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 does this before the others: what it downloads is there for them; what is missing it says alone."""
+        """Rank 0 does this before the others: what it downloads is there for them, what it lacks is their error too."""
         if not self.is_main:
-            self.wait()
-        yield
-        if self.is_main:
-            self.wait()
+            error = self.share(None)
+            if error is not None:
+                raise error
+            yield
+            return
+        try:
+            yield
+        except InputError as error:
+            self.share(error)
+            raise
+        self.share(None)
 
 
 ALONE = World()

@@ -1,17 +1,21 @@
-"""Ctrl-C while a script's packages load, before its `main` runs: one line and no trace. Import this before them."""
+"""Ctrl-C in a script before and beside its `main`: while packages load, and in the processes of a pool."""
 
 import signal
-import sys
 
 
-def _print_error(kind: type[BaseException], error: BaseException, trace) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+def end_at_once() -> None:
+    """For a script that loads packages as it is read, before them: Ctrl-C then ends it without a trace.
+
+    An interrupt within a package's C code would come out as that package's own error. `hear_again` is for `main`.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-sys.excepthook = _print_error
+def hear_again() -> None:
+    """After `end_at_once`: Ctrl-C raises KeyboardInterrupt again. One that is ignored (`nohup`) stays so."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def leave_interrupts_to_parent() -> None:

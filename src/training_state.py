@@ -96,7 +96,12 @@ def _plain(value):
 
 
 def _text(path: Path) -> str | None:
-    return path.read_bytes().decode("utf-8") if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}): remove what is not the run's own from it") from error
 
 
 def read_state(run_folder: Path) -> dict:

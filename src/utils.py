@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from interrupts import hear_again
 from launch import any_rank, find_launch, require_one_process, speaker, tell_the_launcher
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically as write_atomically
@@ -45,6 +46,7 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
     sys.argv = [word for word in sys.argv if word != DEBUG]
     print_any_character()
     try:
+        hear_again()
         check_environment()
         if not in_group:
             require_one_process()

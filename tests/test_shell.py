@@ -456,15 +456,17 @@ def test_help_is_instant():
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5])
+@pytest.mark.parametrize("seconds", [0, 0.5, 1.5])
 @pytest.mark.parametrize("script", ["tests/test_roi_align.py", "tools/benchmark_regions.py --table"])
 def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
-    """As a terminal sends it: to every process of the group. A shell shows the status as 130."""
+    """As a terminal sends it: to every process of the group, so long after numpy is there. A shell's status is 130."""
     name, *flags = script.split()
     words = [sys.executable, str(ROOT / "roi_align_integration" / name), *flags]
     with subprocess.Popen(
         words, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
     ) as process:
+        while process.poll() is None and "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.01)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)

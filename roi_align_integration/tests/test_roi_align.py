@@ -14,7 +14,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-import interrupts  # noqa: E402, F401, I001 - first: Ctrl-C while torch loads shows no trace
+import interrupts  # noqa: E402
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # while the packages below load
 
 import torch  # noqa: E402
 

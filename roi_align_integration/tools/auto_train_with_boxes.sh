@@ -111,7 +111,8 @@ train() {
 }
 
 has_gpu() {
-  "$PYTHON" -c "import sys; sys.path.insert(0, '$ROOT/src'); import interrupts, torch; exit(not torch.cuda.is_available())"
+  PYTHONPATH="$ROOT/src" "$PYTHON" -c "import interrupts; interrupts.end_at_once()
+import torch; exit(not torch.cuda.is_available())"
 }
 
 run_test() {

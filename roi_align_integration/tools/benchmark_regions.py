@@ -23,7 +23,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / "roi_align_integration" / "tools"
 sys.path[:0] = [str(REPOSITORY / "src"), str(TOOLS)]
 
-import interrupts  # noqa: E402, F401, I001 - first: Ctrl-C while torch loads shows no trace
+import interrupts  # noqa: E402
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # while the packages below load
 
 from machine import machine_name  # noqa: E402
 from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402

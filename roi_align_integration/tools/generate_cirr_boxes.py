@@ -18,7 +18,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-import interrupts  # noqa: E402, F401, I001 - first: Ctrl-C while packages load shows no trace
+import interrupts  # noqa: E402
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # while the packages below load
 
 from PIL import Image  # noqa: E402
 from saliency_boxes import boxes_of_file  # noqa: E402
@@ -26,7 +29,6 @@ from tqdm import tqdm  # noqa: E402
 from yolo_boxes import DEFAULT_WEIGHTS, Detector  # noqa: E402
 
 from image_files import folder_images  # noqa: E402
-from interrupts import leave_interrupts_to_parent  # noqa: E402
 from images import NOT_APPLIED, is_tagged, open_rgb, orientations  # noqa: E402
 from lavis.common.errors import ImageError, InputError  # noqa: E402
 from lavis.common.files import atomic_writer, held_file, read_bytes, unwritable, write_atomically  # noqa: E402
@@ -246,7 +248,7 @@ def find_boxes(images: dict[str, Path], settings: BoxSettings, detector, args) -
     if args.num_workers == 0:
         yield from (_found(name, work(path), "saliency") for name, path in images.items())
         return
-    with ProcessPoolExecutor(args.num_workers, initializer=leave_interrupts_to_parent) as pool:
+    with ProcessPoolExecutor(args.num_workers, initializer=interrupts.leave_interrupts_to_parent) as pool:
         answers = pool.map(work, images.values(), chunksize=16)
         yield from (_found(name, answer, "saliency") for name, answer in zip(images, answers, strict=True))
 

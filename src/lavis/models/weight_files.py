@@ -89,8 +89,9 @@ def read_tensors(path: Path, cure: str, mapped: bool = False, foreign_cure: str 
             is_zip = zipfile.is_zipfile(path)
             if is_zip:
                 check_zip(path, cure)
-            # Files of before torch 1.6 are no zip archives and cannot be memory-mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+            # Files of before torch 1.6 are no zip archives and cannot be memory-mapped; nor can names that are no text.
+            mapped = mapped and is_zip and str(path).isprintable()
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
