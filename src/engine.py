@@ -24,8 +24,9 @@ from launch import find_launch
 from lavis.common.errors import InputError
 from lavis.common.files import append_csv
 from lavis.models.checkpoint import save_model
+from loader_workers import prepare_worker
 from retrieval_task import RetrievalTask, Validation
-from stop_signals import StopSignals, leave_signals_to_parent
+from stop_signals import StopSignals
 from train_config import LAST_FILE, TrainConfig, save_interval
 from training_state import Best, Progress, restore, save_state
 from validate_blip import gallery_scores
@@ -135,7 +136,7 @@ def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: tor
         collate_fn=collate_fn,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=num_workers > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=prepare_worker,
         **options,
     )
 

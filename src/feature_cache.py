@@ -35,6 +35,7 @@ from distributed import ALONE, World
 from frozen_fingerprint import frozen_fingerprint
 from lavis.common.errors import InputError
 from lavis.common.files import made_and_held, readable
+from loader_workers import send_queue_errors
 
 BATCH = 32
 BATCHES_PER_FLUSH = 16
@@ -195,7 +196,9 @@ def build(
 ) -> None:
     """Compute and write these rows of a cache. Raises InputError for a value that its precision cannot hold."""
     files, was_training = _Files(folder, key), model.training
-    loader = DataLoader(_Sources(dataset, rows), BATCH, num_workers=num_workers, collate_fn=list)
+    loader = DataLoader(
+        _Sources(dataset, rows), BATCH, num_workers=num_workers, collate_fn=list, worker_init_fn=send_queue_errors
+    )
     model.eval()
     start = time.perf_counter()
     for number, batch in enumerate(tqdm(loader, desc=f"features of {dataset.title}", dynamic_ncols=True), start=1):

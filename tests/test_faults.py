@@ -90,11 +90,13 @@ def test_a_loader_process_that_is_killed(flags, monkeypatch):
         blip_fine_tune_2.main([*flags, "--num-workers", "1"])
 
 
-def test_shared_memory_that_is_too_small(demo, small_yaml, tmp_path):
-    """In a mount namespace of its own, whose /dev/shm has 64 KiB."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_shared_memory_that_is_too_small(demo, small_yaml, tmp_path, cached):
+    """In a mount namespace of its own, whose /dev/shm has 64 KiB. A cache's images are not yet a batch in there."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting in a namespace of its own is not allowed here")
-    words = command(*training_flags(demo, small_yaml, tmp_path, num_workers=1))
+    cache = {"feature_cache": tmp_path / "cache"} if cached else {}
+    words = command(*training_flags(demo, small_yaml, tmp_path, num_workers=1, **cache))
     line = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {shlex.join(words)}"
     told = subprocess.run(
         ["unshare", "-m", "sh", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
