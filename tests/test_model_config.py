@@ -102,6 +102,7 @@ def test_a_vocabulary_beside_the_yaml_file(edited, tmp_path, monkeypatch):
         (b"\n\n", "is empty"),
         (b"red\nblue\nred\n", "has the token 'red' twice"),
         (b"r\xffd\n", "is no text in UTF-8"),
+        (b"[UNK]\n[CLS]\n[SEP]\nred\n", r"is no vocabulary of BERT, for it lacks \[PAD\], \[MASK\]"),
     ],
 )
 def test_a_vocabulary_that_is_none(tmp_path, content, message):

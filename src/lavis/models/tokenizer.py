@@ -13,6 +13,7 @@ from lavis.common.reading import expanded
 from lavis.models.model_config import CONFIG_FOLDER
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # transformers would add those that lack, with other ids
 
 
 def build_tokenizer(source: str, vocab_size: int) -> BertTokenizer:
@@ -49,6 +50,9 @@ def read_vocabulary(path: Path) -> list[str]:
     if not tokens or twice is not None:
         problem = f"has the token {twice!r} twice" if tokens else "is empty"
         raise InputError(f"{path} {problem}: {fix}")
+    missing = [token for token in SPECIAL if token not in tokens]
+    if missing:
+        raise InputError(f"{path} is no vocabulary of BERT, for it lacks {', '.join(missing)}: {fix}")
     return tokens
 
 
