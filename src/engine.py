@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from data_utils import collate_fn
 from distributed import ALONE, World
-from faults import LossWatch
+from faults import LossWatch, naming
 from gradients import Gradients
-from launch import find_launch
+from launch import Launch, find_launch
 from lavis.common.errors import InputError
 from lavis.common.files import append_csv
 from lavis.models.checkpoint import save_model
@@ -72,19 +72,32 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 def choose_device(name: str) -> torch.device:
     """The device of `auto`, `cpu`, `cuda` or `cuda:N`; of `cuda` without a number this process's own in a group.
 
-    Raises InputError for any other, and for one that is not there.
+    Raises InputError for any other, and for one that is not there or that all processes of a group would share.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
+    if match is None:
         raise InputError(f"--device {name!r} is not a device that this project runs on: use auto, cpu, cuda or cuda:N")
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    launch = find_launch()
-    if chosen.type == "cuda" and chosen.index is None and launch is not None:
-        if launch.local_rank is None:
-            raise InputError("LOCAL_RANK, the number of this process on its machine, is not set: it names its GPU")
-        chosen = torch.device("cuda", launch.local_rank)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {chosen}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
-    return chosen
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    launch, count = find_launch(), torch.cuda.device_count()
+    index = None if match.group(1) is None else int(match.group(1))
+    if launch is not None:
+        index = _gpu_of_process(index, launch)
+    if (index or 0) >= count:
+        asked = name if index is None else f"cuda:{index}"
+        raise InputError(f"--device {asked}: torch {torch.__version__} sees {count} CUDA devices")
+    return torch.device("cuda") if index is None else torch.device("cuda", index)
+
+
+def _gpu_of_process(given: int | None, launch: Launch) -> int:
+    """The GPU of one of several processes. Raises InputError if nobody says which, or all were to share one."""
+    if given is not None:
+        if launch.local_size > 1:
+            raise InputError(f"--device cuda:{given} puts {launch.local_size} processes on one GPU: use --device cuda")
+        return given
+    if launch.local_rank is None:
+        raise InputError("LOCAL_RANK, the number of this process on its machine, is not set: it names its GPU")
+    return launch.local_rank
 
 
 def best_precision(device: torch.device) -> str:
@@ -439,7 +452,7 @@ def finish_epoch(
     print(f"epoch {epoch}: {_short(means)}, temp {model.temp.item():.5f}", flush=True)
     if epoch % config.validation_frequency:
         return
-    with signals.at_once():
+    with signals.at_once(), naming(f"validation of epoch {epoch}"):
         metrics = evaluate(model, validation, config, runtime)
     if is_main:
         append_row(run_folder / "validation_metrics.csv", {"epoch": epoch, **metrics})

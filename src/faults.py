@@ -26,6 +26,15 @@ OUT_OF_HANDLES = ("Too many open files", "items of ancdata")
 
 
 @contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Have bad input and numbers that are none say where a run met them."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+@contextmanager
 def explained(memory_cure: str) -> Iterator[None]:
     """Have memory that ran out, a loader process that was killed, and bad input that one met raise InputError."""
     try:

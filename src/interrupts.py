@@ -1,6 +1,13 @@
-"""Ctrl-C in a script before and beside its `main`: while packages load, and in the processes of a pool."""
+"""Ctrl-C in a script before and beside its `main`: while packages load, and in the processes of a pool.
 
+As a program, `interrupts.py SCRIPT FLAGS` runs a script that Ctrl-C ends without a trace from its first line on. The
+shell scripts start theirs so, and say themselves that they were interrupted.
+"""
+
+import runpy
 import signal
+import sys
+from pathlib import Path
 
 
 def end_at_once() -> None:
@@ -21,3 +28,14 @@ def hear_again() -> None:
 def leave_interrupts_to_parent() -> None:
     """For the processes of a pool: a terminal sends Ctrl-C to each, and the process that made them ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_script(words: list[str]) -> None:
+    """Run a script, with its flags, as Python itself would. Ctrl-C ends it at once until it calls `hear_again`."""
+    end_at_once()
+    sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
+    runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    run_script(sys.argv[1:])

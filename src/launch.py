@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +44,12 @@ class Launch:
         return self.address.rpartition(":")[0] in ("127.0.0.1", "localhost", "::1") or (
             os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
         )
+
+    @property
+    def local_size(self) -> int:
+        """How many of the processes are known to run on this machine."""
+        text = os.environ.get("LOCAL_WORLD_SIZE", "")
+        return int(text) if text.isdecimal() else 1
 
 
 def find_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
@@ -116,7 +123,11 @@ def speaker() -> str:
     """
     if any_rank() == 0:
         return ""
-    time.sleep(SECONDS_FOR_RANK_0)
+    local_rank_0 = os.environ.get("LOCAL_RANK", "0") == "0"  # of another machine: it speaks before the rest there
+    try:
+        time.sleep(SECONDS_FOR_RANK_0 if local_rank_0 else 1.5 * SECONDS_FOR_RANK_0)
+    except KeyboardInterrupt:
+        sys.exit(130)
     return f"rank {any_rank()}: "
 
 
@@ -125,3 +136,9 @@ def any_rank() -> int:
     sizes = (os.environ.get(name) or "1" for name in ("WORLD_SIZE", *OTHER_LAUNCHERS))
     rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), "0")
     return int(rank) if rank.isdecimal() and any(size != "1" for size in sizes) else 0
+
+
+def alone_environment() -> dict[str, str]:
+    """This process's environment for a child that trains alone, whoever has started this one."""
+    of_group = (*GROUP, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE")
+    return {name: value for name, value in os.environ.items() if name not in of_group}

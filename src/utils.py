@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 DEBUG = "--debug"
+SHELL_SPEAKS = "SPRC_SHELL_SPEAKS"  # set by a shell script that says by itself that it was interrupted
 # Read by huggingface_hub and timm.
 WHOLE_NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TIMM_FUSED_ATTN", "TIMM_USE_OLD_CACHE")
 
@@ -65,7 +66,7 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
     except Stopped as stop:
         _end_quietly(str(stop), stop.status)
     except KeyboardInterrupt:
-        _end_quietly("interrupted", 130)
+        _end_quietly("" if SHELL_SPEAKS in os.environ else "interrupted", 130)
 
 
 def check_environment() -> None:
@@ -77,7 +78,7 @@ def check_environment() -> None:
 
 def _end_quietly(line: str, status: int) -> None:
     """End as a signal has asked, which every process of a group has heard: one of them says so."""
-    if any_rank() == 0:
+    if line and any_rank() == 0:
         print(line, file=sys.stderr)
     sys.exit(status)
 

@@ -4,6 +4,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=roi_align_integration/tools/setup_env.sh
 source "$ROOT/roi_align_integration/tools/setup_env.sh"
+trap sprc_interrupted INT # until exec
 sprc_setup --dev
 cd "$ROOT"
 CORES="$(getconf _NPROCESSORS_ONLN)"

@@ -25,6 +25,7 @@ from lavis.models import load_model
 from lavis.models.blip2_models.region import OBJECTIVES
 from retrieval_task import RetrievalTask
 from train_config import TrainConfig
+from training_state import read_state
 
 # Shards of five triplets, of unequal size: the second rank of the last one has a single image, which has no box.
 SHARDS = {2: ([0, 1, 2], [3, 4]), 3: ([0, 2], [3, 4], [1])}
@@ -214,3 +215,20 @@ def test_a_rank_that_dies_ends_the_job(demo, still_yaml, tmp_path):
     assert job.returncode != 0
     assert time.monotonic() - start < 90
     assert "SIGKILL" in errors
+
+
+def test_sigterm_to_torchrun_saves_the_state(demo, still_yaml, tmp_path):
+    """It sends the signal on; its own status is 1, whatever its processes have ended with."""
+    flags = training_flags(demo, still_yaml, tmp_path, batch_size=4, num_epochs=1000, learning_rate=1e-3)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(*flags, "--save-every", "epoch", processes=2), env=ENVIRONMENT, **pipes) as job:
+        for line in job.stdout:
+            if line.startswith("epoch 1: group_recall"):
+                break
+        job.send_signal(signal.SIGTERM)
+        _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert errors.count("stopped by SIGTERM; ") == 1
+    (folder,) = tmp_path.iterdir()
+    state = read_state(folder)
+    assert (state["epoch"], state["step"]) >= (1, 5)  # all steps of the epochs that were printed

@@ -255,3 +255,13 @@ def test_datasets_have_presets():
     with pytest.raises(InputError, match="'imagenet'"):
         find_preset("imagenet")
     assert TrainConfig("CIRR").loss_weights() == {"loss_itc": 1.0, "loss_rtc": 0.4, "loss_align": 0.4}
+
+
+def test_a_validation_without_numbers_names_the_epoch(parts, config, tmp_path, monkeypatch):
+    """Weights are finite, as those of fp16 can be whose products are not."""
+    model, train_set, make_samples, validation = parts
+    original = model.extract_target_features
+    monkeypatch.setattr(model, "extract_target_features", lambda images: (original(images)[0] * torch.nan, images))
+    monkeypatch.setattr(model, "extract_query_features", lambda embeds, text: torch.ones(len(text), 16))
+    with pytest.raises(InputError, match=r"^validation of epoch 0: NaN in the target features.*--precision fp32"):
+        engine.fit(model, train_set, make_samples, validation, config, CPU, tmp_path)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import pytest
@@ -13,7 +15,7 @@ from training_flags import ENVIRONMENT, SCRIPT, command, train, training_flags
 
 import distributed
 import engine
-from launch import Launch, find_launch, require_one_process
+from launch import Launch, alone_environment, find_launch, require_one_process
 from lavis.common.errors import InputError
 from utils import run_main
 
@@ -94,6 +96,31 @@ def test_other_devices_are_refused(device, monkeypatch):
         engine.choose_device(device)
 
 
+def test_processes_do_not_share_a_gpu(monkeypatch):
+    """Without LOCAL_WORLD_SIZE each process may see a GPU of its own alone, as cuda:0."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in (ISSUE | {"LOCAL_WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"--device cuda:0 puts 2 processes on one GPU: use --device cuda$"):
+        engine.choose_device("cuda:0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert engine.choose_device("cuda:0") == torch.device("cuda", 0)
+
+
+def test_a_gpu_number_beyond_torchs_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"--device cuda:300: torch \S+ sees 1 CUDA devices"):
+        engine.choose_device("cuda:300")
+
+
+def test_a_child_that_trains_alone_has_nothing_of_a_group(monkeypatch):
+    for name, value in (ISSUE | {"TORCHELASTIC_ERROR_FILE": "x", "KEPT": "y"}).items():
+        monkeypatch.setenv(name, value)
+    environment = alone_environment()
+    assert find_launch(environment) is None
+    assert environment["KEPT"] == "y" and "TORCHELASTIC_ERROR_FILE" not in environment
+
+
 def test_bf16_is_asked_of_the_chosen_gpu(monkeypatch):
     """Two GPUs, of which only the second computes in bf16; the first is torch's current one."""
     current = [0]
@@ -171,3 +198,22 @@ def test_an_error_of_one_rank_is_printed_by_it(tmp_path):
     assert (told.returncode, told.stderr) == (2, "rank 1: error: my disk\n")
     assert json.loads(file.read_text())["message"]["message"] == "error: my disk"
     assert os.environ.get("RANK") is None
+
+
+def test_ctrl_c_while_another_rank_waits_to_speak_shows_no_trace(tmp_path):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from utils import run_main\n"
+    code += "from lavis.common.errors import InputError\n"
+    code += "def main(): print('began', flush=True); raise InputError('x')\nrun_main(main, in_group=True)"
+    line = [sys.executable, "-c", code, str(SCRIPT.parent)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, env=ENVIRONMENT | ISSUE, preexec_fn=hear_interrupts, **pipes) as process:
+        assert process.stdout.readline() == "began\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+
+
+def hear_interrupts() -> None:
+    """What runs in the background of a shell ignores SIGINT, and its children with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

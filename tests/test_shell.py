@@ -477,3 +477,24 @@ def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
 def hear_interrupts() -> None:
     """What runs in the background of a shell ignores SIGINT, and its children with it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds"), [("set-up", 0.05), ("set-up", 1), ("make the demo", 0.05), ("make the demo", 1)]
+)
+def test_ctrl_c_in_a_step_is_one_line(project, step, seconds):
+    """With the Python of the tests, whose modules load as a user's do."""
+    shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SPRC_ALLOW_CPU": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    words = ["bash", str(project / "roi_align_integration" / "tools" / AUTO_TRAIN.name), "--test"]
+    with subprocess.Popen(words, process_group=0, env=environ, preexec_fn=hear_interrupts, **pipes) as process:
+        for line in process.stdout:
+            if step in line:
+                break
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.count("interrupted") == 1

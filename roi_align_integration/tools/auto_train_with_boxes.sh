@@ -49,7 +49,11 @@ step() {
 }
 
 report_failure() {
-  [[ $1 -eq 0 ]] || echo "step $STEP ($STEP_NAME) failed, status $1; log: $LOG" >&2
+  case $1 in
+    0) ;;
+    130) echo "interrupted in step $STEP ($STEP_NAME); log: $LOG" >&2 ;;
+    *) echo "step $STEP ($STEP_NAME) failed, status $1; log: $LOG" >&2 ;;
+  esac
 }
 
 # Sets MISSING to what a run on CIRR with `pretrain` still needs of what is on this machine.
@@ -61,7 +65,7 @@ check_data() {
     MISSING="CIRR: $CIRR/cirr/captions/cap.rc2.train.json is not there (see cirr_dataset/README.md)"
     return
   fi
-  answer="$("$PYTHON" "$HERE/get_weights.py" --no-download 2>&1)" || status=$?
+  answer="$(sprc_python "$HERE/get_weights.py" --no-download 2>&1)" || status=$?
   case $status in
     0) echo "$answer" ;;
     2) MISSING="weights: ${answer#error: }" ;;
@@ -74,7 +78,7 @@ choose_method() {
   local answer
   if [[ -z "$METHOD" ]]; then
     METHOD=saliency
-    if answer="$("$PYTHON" "$HERE/yolo_boxes.py" 2>&1)"; then METHOD=hybrid; fi
+    if answer="$(sprc_python "$HERE/yolo_boxes.py" 2>&1)"; then METHOD=hybrid; fi
     echo "boxes by $METHOD"
     [[ "$METHOD" == hybrid ]] || echo "(a detector's boxes hold objects more often, but ${answer#error: })"
   elif [[ "$METHOD" != saliency ]]; then
@@ -98,15 +102,15 @@ make_boxes() {
   step "make boxes"
   choose_method
   BOXES="${file}_$METHOD.json"
-  "$PYTHON" "$HERE/generate_cirr_boxes.py" --cirr-root "$dataset" --method "$METHOD" --output "$BOXES" "$@"
+  sprc_python "$HERE/generate_cirr_boxes.py" --cirr-root "$dataset" --method "$METHOD" --output "$BOXES" "$@"
   step "check boxes"
-  "$PYTHON" "$HERE/visualize_boxes.py" --cirr-root "$dataset" --box-file "$BOXES" --output "${BOXES%.json}.png"
+  sprc_python "$HERE/visualize_boxes.py" --cirr-root "$dataset" --box-file "$BOXES" --output "${BOXES%.json}.png"
   step "check RoIAlign"
-  "$PYTHON" "$ROOT/roi_align_integration/tests/test_roi_align.py"
+  sprc_python "$ROOT/roi_align_integration/tests/test_roi_align.py"
 }
 
 train() {
-  "$PYTHON" "$ROOT/src/blip_fine_tune_2.py" --dataset CIRR --output-folder "$ROOT/models" --save-best \
+  sprc_python "$ROOT/src/blip_fine_tune_2.py" --dataset CIRR --output-folder "$ROOT/models" --save-best \
     --use-region-loss --box-file "$BOXES" "$@"
 }
 
@@ -126,7 +130,7 @@ run_test() {
   fi
   printf 'not here:\n  %s\nso this run uses the demo dataset and the model tiny\n' "$MISSING"
   step "make the demo dataset"
-  "$PYTHON" "$HERE/make_demo_dataset.py" --output "$DEMO"
+  sprc_python "$HERE/make_demo_dataset.py" --output "$DEMO"
   make_boxes "$DEMO" "$DATA/demo_boxes_train"
   step "train and validate on the demo dataset"
   train --data-path "$DEMO" "${DEMO_FLAGS[@]}" "${PASSED_ON[@]}"
@@ -137,13 +141,13 @@ run_full() {
   [[ "$MISSING" != CIRR* ]] || fail $'--full needs what is not here:\n  '"$MISSING"
   if [[ -n "$MISSING" ]]; then
     step "download weights"
-    "$PYTHON" "$HERE/get_weights.py"
+    sprc_python "$HERE/get_weights.py"
   fi
   [[ -z "$COMPARE" ]] || need_package matplotlib --compare
   make_boxes "$CIRR" "$DATA/cirr_boxes_train"
   if [[ -n "$COMPARE" ]]; then
     step "train without and with regions on CIRR"
-    "$PYTHON" "$HERE/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
+    sprc_python "$HERE/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
       --arms none compose permuted --seeds 0 1 2 "${PASSED_ON[@]}"
     return
   fi
@@ -153,6 +157,8 @@ run_full() {
 
 main() {
   trap 'report_failure $?' EXIT
+  trap 'exit 130' INT
+  export SPRC_SHELL_SPEAKS=1 # Python need not say that it was interrupted
   step "set-up"
   # shellcheck source=roi_align_integration/tools/setup_env.sh
   source "$HERE/setup_env.sh"
@@ -206,5 +212,6 @@ done
 mkdir -p "$DATA"
 LOG="$DATA/training_$(date +%Y-%m-%d_%H-%M-%S).log"
 export PYTHONUNBUFFERED=1 # both streams go through pipes: keep their lines in order
+trap 'exit 130' INT # once main and both tees have ended
 # Standard output and errors each pass through a tee to where they belong; the status is main's (pipefail).
 { { main | tee -ai "$LOG" >&3; } 2>&1 | tee -ai "$LOG" >&2; } 3>&1

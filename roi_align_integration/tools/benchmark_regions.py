@@ -44,6 +44,7 @@ from region_table import (  # noqa: E402
     trials_table,
 )
 
+from launch import alone_environment  # noqa: E402
 from lavis.common.errors import InputError  # noqa: E402
 from lavis.common.files import made_and_held, read_bytes, read_json, write_atomically  # noqa: E402
 from lavis.common.reading import read_csv  # noqa: E402
@@ -249,7 +250,7 @@ def run_job(job: Job, source: Demo | Cirr, args: argparse.Namespace) -> list[Row
     settings = job_settings(job, source, folder)
     boxes = None if ARMS[job.arm].objective is None else file_fingerprint(source.true_boxes(job.seed))
     write_settings(folder / "settings.json", {"config": settings, "boxes": boxes})
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
+    environment = alone_environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
     with (folder / "log.txt").open("ab") as log:
         command = [sys.executable, __file__, "--train-job", str(folder)]
         status = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode

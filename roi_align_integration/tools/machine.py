@@ -7,9 +7,10 @@ import torch
 
 
 def machine_name(device: str) -> str:
-    """For a table: the GPU, where `device` (auto, cpu, cuda) can mean one, else the CPU; and torch's version."""
+    """For a table: the GPU, that `device` (auto, cpu, cuda, cuda:N) means, else the CPU; and torch's version."""
     if device != "cpu" and torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} torch {torch.__version__}"
+        named = None if device == "auto" else torch.device(device)
+        return f"{torch.cuda.get_device_name(named)} torch {torch.__version__}"
     return f"{os.cpu_count()} {platform.machine()} cores torch {torch.__version__}"
 
 

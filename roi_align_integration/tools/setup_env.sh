@@ -7,6 +7,17 @@ SPRC_VENV="$SPRC_ROOT/.venv"
 SPRC_LOCK="$SPRC_ROOT/.venv.lock"
 SPRC_STAMP="$SPRC_VENV/sprc_installed" # the requirements that are installed, or `unfinished`
 
+# sprc_python SCRIPT [FLAGS]: Ctrl-C ends it without a trace from its first line on.
+sprc_python() {
+  "$PYTHON" "$SPRC_ROOT/src/interrupts.py" "$@"
+}
+
+# For `trap sprc_interrupted INT`: one line, whatever was running.
+sprc_interrupted() {
+  echo "interrupted" >&2
+  exit 130
+}
+
 sprc_setup() {
   local status=0
   PYTHON="$(command -v python3 || command -v python || true)"
@@ -20,7 +31,7 @@ sprc_setup() {
   fi
   PYTHON="$SPRC_VENV/bin/python"
   # A subshell: whatever ends it, be it an interrupt, gives the lock back.
-  (_sprc_lock && _sprc_use_venv "$@")
+  (trap 'exit 130' INT && _sprc_lock && _sprc_use_venv "$@")
 }
 
 # A Python that can make a virtual environment; prints its path.
@@ -48,7 +59,7 @@ _sprc_fail() {
 }
 
 _sprc_probe() {
-  SPRC_ANSWER="$("$PYTHON" "$SPRC_ROOT/roi_align_integration/tools/check_env.py" "$@" 2>&1)"
+  SPRC_ANSWER="$(sprc_python "$SPRC_ROOT/roi_align_integration/tools/check_env.py" "$@" 2>&1)"
 }
 
 # Held until the calling subshell ends. Some file systems know no flock: a folder serves there.
@@ -108,7 +119,7 @@ _sprc_make_venv() {
 
 _sprc_install() {
   local index
-  index="$("$PYTHON" "$SPRC_ROOT/roi_align_integration/tools/check_env.py" --torch-index)" || return
+  index="$(sprc_python "$SPRC_ROOT/roi_align_integration/tools/check_env.py" --torch-index)" || return
   echo "set-up: installing $1 into $SPRC_VENV: several GB with CUDA, 3 to 20 minutes, once"
   echo unfinished >"$SPRC_STAMP"
   # torch and torchvision in one command, so that pip chooses them together.

@@ -11,6 +11,7 @@ if [[ "${1:-}" == "--help" ]]; then
 fi
 # shellcheck source=roi_align_integration/tools/setup_env.sh
 source "$ROOT/roi_align_integration/tools/setup_env.sh"
+trap sprc_interrupted INT # until exec
 # shellcheck disable=SC2119 # no flag: the packages of a run, not those of the tests
 sprc_setup
 
