@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from data_utils import CIRRDataset
 from image_check import check_images
+import images
 from images import MOST_PIXELS, is_tagged, naming, open_rgb, orientation, orientations, stored_size
 from lavis.common.errors import ImageError, InputError
 from lavis.processors import BlipImageEvalProcessor
@@ -79,6 +80,24 @@ def test_a_tagged_image_is_seen_as_it_is_stored(tmp_path, name):
     left, right = (image.getpixel((x, 200)) for x in (10, 790))
     assert left[0] > 240 > 20 > left[2]
     assert right[2] > 240 > 20 > right[0]
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 70, 71, 500])
+@pytest.mark.parametrize("last", [0, 1, 50, 99, 100])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_the_chunks_of_a_png_are_leapt_over(tmp_path, monkeypatch, chunks, last, tagged):
+    """A pass that met each of them would read whole files, since a disk reads ahead: 11 GB of CIRR instead of 0.4."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + bytes(4)
+
+    pixels = [chunk(b"IDAT", bytes(100))] * (chunks - 1) + [chunk(b"IDAT", bytes(last))]
+    parts = [chunk(b"IHDR", bytes(13)), *pixels, chunk(b"eXIf", bytes(500)) if tagged else b"", chunk(b"IEND", b"")]
+    (tmp_path / "a.png").write_bytes(bytes(8) + b"".join(parts))
+    seen, look = [], images._chunk_at
+    monkeypatch.setattr(images, "_chunk_at", lambda file, place: seen.append(place) or look(file, place))
+    assert images._has_late_metadata(str(tmp_path / "a.png")) is tagged
+    assert len(seen) < 20
 
 
 def test_pillow_turns_a_tiff_for_every_reader_alike(tmp_path):
