@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dataset_catalog import annotation_files
 from lavis.common.files import atomic_writer
-from lavis.models.model_config import load_config
+from lavis.models.model_config import kept_vocabulary, load_config
 from train_config import BACKBONE_FILE, TrainConfig, is_yaml
 
+VOCABULARY_FILE = "vocab.txt"
 BOXES, BACKBONE = "the boxes in the file", "the backbone's YAML file"
 
 
@@ -37,8 +38,11 @@ def keep_backbone(config: TrainConfig, run_folder: Path) -> None:
     if not is_yaml(config.backbone) or source == kept:
         return
     vocabulary = Path(load_config(config.backbone).tokenizer)
-    if vocabulary.is_absolute() and vocabulary.is_file() and vocabulary.is_relative_to(source.parent):
-        _copy(vocabulary, run_folder / vocabulary.relative_to(source.parent))
+    if vocabulary.is_absolute() and vocabulary.is_relative_to(source.parent):
+        place = run_folder / kept_vocabulary(vocabulary.relative_to(source.parent))
+        for part in ("", VOCABULARY_FILE):  # it is a file, or a folder that holds one
+            if (vocabulary / part).is_file():
+                _copy(vocabulary / part, place / part)
     _copy(source, kept)
 
 

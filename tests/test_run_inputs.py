@@ -124,6 +124,26 @@ def test_a_relative_backbone_and_dataset_hold_from_elsewhere(demo_copy, small_ya
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--backbone", str(place / "m.yaml")])
 
 
+@pytest.mark.parametrize("place", ["../words.txt", "words"])
+def test_a_vocabulary_is_kept_within_the_run(demo, small_yaml, tmp_path, place):
+    """A name that leads out of the YAML file's folder does not lead out of the run's; and a folder is kept too."""
+    yaml, runs = tmp_path / "mine" / "m.yaml", tmp_path / "runs"
+    words = yaml.parent / place / "vocab.txt" if place == "words" else tmp_path / "words.txt"
+    for folder in (yaml.parent, words.parent, runs):
+        folder.mkdir(exist_ok=True)
+    shutil.copy("src/lavis/configs/models/blip2/tiny_vocab.txt", words)
+    size = words.read_text().count("\n") + 1  # with [DEC]: of a folder all of them are used
+    model = Path(small_yaml).read_text().replace("tiny_vocab.txt", place)
+    yaml.write_text(model.replace("vocab_size: 1024", f"vocab_size: {size}"))
+    (runs / "words.txt").write_text("of someone else")
+    blip_fine_tune_2.main(training_flags(demo, str(yaml), runs, save_best=True))
+    assert (runs / "words.txt").read_text() == "of someone else"
+    words.unlink()
+    (folder,) = runs.glob("clip*")
+    blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "2"])
+    assert (folder / "train_metrics.csv").read_text().count("\n") == 3
+
+
 def test_a_backbone_that_was_edited_begins_another_run(demo, small_yaml, tmp_path, capsys):
     yaml = Path(shutil.copy(small_yaml, tmp_path / "m.yaml"))
     flags, folder = trained(demo, str(yaml), tmp_path / "runs")

@@ -11,6 +11,7 @@ from lavis.common.files import read_bytes
 from lavis.common.reading import expanded, is_file_name
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs" / "models" / "blip2"
+OUTSIDE = "vocabulary_from_outside"  # folder beside a run's YAML file
 # Number -> lowest value, the value that is too high, and both in words; every other one is at least 1.
 SMALLEST = math.ulp(0.0)
 RANGES = {
@@ -127,8 +128,15 @@ def _tokenizer_of(path: Path, tokenizer):
         raise InputError(
             f"{path}: tokenizer is {shown(tokenizer)}: write a file or folder, with /, or a name on the hub"
         )
-    beside = path.absolute().parent / tokenizer
+    folder = path.absolute().parent
+    kept = folder / kept_vocabulary(Path(tokenizer))
+    beside = kept if tokenizer and kept.exists() else folder / tokenizer
     return str(beside) if tokenizer and path.parent != CONFIG_FOLDER and beside.exists() else tokenizer
+
+
+def kept_vocabulary(place: Path) -> Path:
+    """Where a run keeps a vocabulary that lies at `place` from its YAML file: never outside of the run's folder."""
+    return Path(OUTSIDE) / place.name if ".." in place.parts else place
 
 
 def _section(path: Path, name: str, entries, cls: type) -> dict:
