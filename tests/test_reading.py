@@ -122,6 +122,7 @@ def test_shown_values_are_short():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
+        (b"a,b,a\n1,2,3\n", "has the column 'a' twice"),
         (b"a,b\n1,2\n3\n", "line 3 has not the 2 columns"),
         (b"a,b\n1,2,3\n", "line 2 has not the 2 columns"),
         (b"a,b\n1,\xff\n", "no CSV file in UTF-8"),

@@ -100,6 +100,17 @@ def test_a_member_twice_is_refused(tmp_path):
         check_zip(tmp_path / "w.pt", "copy it again")
 
 
+def test_a_name_twice_in_a_safetensors_header_is_refused(tmp_path):
+    """The reader takes the last: the numbers of one tensor would be those of another."""
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(4), "b": torch.ones(4)}, path)
+    assert set(read_tensors(path, "copy it again")) == {"a", "b"}
+    content = path.read_bytes().replace(b'"b":', b'"a":')
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"header of .*w\.safetensors: the object has the key 'a' twice: copy it again"):
+        read_tensors(path, "copy it again")
+
+
 # --- what stands beside weights ---------------------------------------------------------------------------------------
 
 FOREIGN = {

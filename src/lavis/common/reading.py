@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lavis.common.errors import InputError
+from lavis.common.errors import InputError, shown
 
 # A character beyond the first 65,536 is written as two of these in JSON; one of them alone is none.
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -126,15 +126,19 @@ def _named(place: tuple) -> str:
 def read_csv(path: Path, fix: str) -> list[tuple[int, dict[str, str]]]:
     """(line, column -> text) of every row of a CSV file in UTF-8 whose first line has the names of the columns.
 
-    Raises InputError that names the file, and the line of a row with more or fewer columns.
+    Raises InputError that names the file, a column that is there twice, and the line of a row with more or fewer columns.
     """
     try:
         text = read_bytes(path, fix).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = reader.fieldnames or []
         rows = [(reader.line_num, row) for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no CSV file in UTF-8 ({error}): {fix}") from error
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path} has the column {shown(twice)} twice: {fix}")
     for number, row in rows:
         if None in row or None in row.values() or "\0" in "".join(row.values()):
-            raise InputError(f"{path}, line {number} has not the {len(reader.fieldnames)} columns of the first: {fix}")
+            raise InputError(f"{path}, line {number} has not the {len(columns)} columns of the first: {fix}")
     return rows

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lavis.common.errors import InputError, first_line
 from lavis.common.files import read_json
-from lavis.common.reading import is_file_name, readable
+from lavis.common.reading import is_file_name, parse_json, readable
 
 DOWNLOAD_AGAIN = "download or copy it again"
 SAVE_ALONE = (
@@ -18,6 +18,7 @@ SAVE_ALONE = (
 )
 INDEX = "model.safetensors.index.json"
 CHUNK = 2**20
+LARGEST_HEADER = 10**8  # bytes that a safetensors header may have
 _WHOLE: set[tuple] = set()  # the zips that this process has found to be whole
 
 
@@ -85,6 +86,7 @@ def read_tensors(path: Path, cure: str, mapped: bool = False, foreign_cure: str 
     try:
         with readable(path):
             if _is_safetensors(path):
+                check_header(path, cure)
                 return load_file(path)
             is_zip = zipfile.is_zipfile(path)
             if is_zip:
@@ -118,6 +120,16 @@ def _is_safetensors(path: Path) -> bool:
     """A safetensors file begins with the length of its header, 8 bytes, and the header's brace."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
+
+
+def check_header(path: Path, cure: str) -> None:
+    """Raise InputError if the header of a safetensors file has a name twice, of which its reader takes the last."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length <= LARGEST_HEADER:  # of what is longer, or cut off, the reader says so
+            header = file.read(length)
+            if len(header) == length:
+                parse_json(header, f"the header of {path}", cure)
 
 
 def check_zip(path: Path, cure: str) -> None:
