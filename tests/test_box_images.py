@@ -18,6 +18,7 @@ from saliency_boxes import saliency_boxes
 from test_box_tools import iou, run
 from visualize_boxes import HEIGHT, MARGIN, TITLE
 from visualize_boxes import main as visualize
+from yolo_boxes import Detector
 
 from data_utils import CIRRDataset
 from lavis.common.errors import InputError
@@ -62,6 +63,18 @@ def blue_corner(path, value: int, **options) -> None:
     exif[0x0112] = value
     image.paste((10, 20, 240), (0, 0, 400, 200))
     image.save(path, exif=exif, **options)
+
+
+def test_damaged_yolo_weights_are_named(tmp_path, fake_yolo):
+    """Their zip has CRCs, which ultralytics does not look at: the boxes would be others."""
+    path = tmp_path / "yolov8n.pt"
+    torch.save({"a": torch.arange(1000.0)}, tmp_path / "whole.pt")
+    Detector(tmp_path / "whole.pt", "cpu")
+    content = bytearray((tmp_path / "whole.pt").read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 400] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"yolov8n\.pt is damaged: .*data/0 is not what was written"):
+        Detector(path, "cpu")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,6 +45,10 @@ class Detector:
     def __init__(self, weights: Path, device: str):
         ultralytics = import_ultralytics()
         weights.parent.mkdir(parents=True, exist_ok=True)
+        if weights.is_file() and zipfile.is_zipfile(weights):
+            from lavis.models.weight_files import check_zip  # heavy: torch, transformers
+
+            check_zip(weights, "remove it, and it is downloaded again")
         try:
             self.model = ultralytics.YOLO(str(weights))  # downloads a published file that is not there
         except Exception as error:  # ultralytics raises whatever its parts do; all of it means this file cannot be used
