@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+import images
 from data_utils import CIRRDataset
 from image_check import check_images
-import images
 from images import MOST_PIXELS, is_tagged, naming, open_rgb, orientation, orientations, stored_size
 from lavis.common.errors import ImageError, InputError
 from lavis.processors import BlipImageEvalProcessor

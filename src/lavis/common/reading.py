@@ -126,7 +126,7 @@ def _named(place: tuple) -> str:
 def read_csv(path: Path, fix: str) -> list[tuple[int, dict[str, str]]]:
     """(line, column -> text) of every row of a CSV file in UTF-8 whose first line has the names of the columns.
 
-    Raises InputError that names the file, a column that is there twice, and the line of a row with more or fewer columns.
+    Raises InputError that names the file, and a column that is there twice, or a line with more or fewer of them.
     """
     try:
         text = read_bytes(path, fix).decode("utf-8-sig")
