@@ -70,7 +70,8 @@ def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
     state = read_state(run_folder)
     saved = state["config"]
     known = {field.name for field in fields(TrainConfig)}
-    if set(saved) != known or "inputs" not in state or "steps" not in state["optimization"]:
+    parts = (state.get("inputs"), state.get("optimization"))
+    if set(saved) != known or not all(isinstance(part, dict) for part in parts) or "steps" not in parts[1]:
         raise InputError(f"{run_folder} was made by another version of this project: it cannot go on here")
     saved |= {name: Path(saved[name]) for name in PATHS if saved[name] is not None} | kept_backbone(run_folder)
     bound = given.keys() - ({*FREE_TO_CHANGE} - {CACHE})

@@ -394,9 +394,11 @@ def test_a_box_file_that_was_made_again_is_not_gone_on_with(demo, small_yaml, tm
 
 def test_a_run_of_another_version_is_refused(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "copy")
-    torch.save({"config": {}}, copy / STATE_FILE)
-    with pytest.raises(InputError, match="copy was made by another version"):
-        blip_fine_tune_2.parse_config(["--dataset", "CIRR", "--resume", str(copy)])
+    config = read_state(copy)["config"]
+    for state in ({"config": {}}, {"config": config}, {"config": config, "inputs": 3, "optimization": [1]}):
+        torch.save(state, copy / STATE_FILE)
+        with pytest.raises(InputError, match="copy was made by another version"):
+            blip_fine_tune_2.parse_config(["--dataset", "CIRR", "--resume", str(copy)])
 
 
 def test_another_vit_and_a_damaged_state_are_refused(whole, tmp_path):
