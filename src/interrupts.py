@@ -4,10 +4,7 @@ As a program, `interrupts.py SCRIPT FLAGS` runs a script that Ctrl-C ends withou
 shell scripts start theirs so, and say themselves that they were interrupted.
 """
 
-import runpy
 import signal
-import sys
-from pathlib import Path
 
 
 def end_at_once() -> None:
@@ -30,12 +27,20 @@ def leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_script(words: list[str]) -> None:
-    """Run a script, with its flags, as Python itself would. Ctrl-C ends it at once until it calls `hear_again`."""
+def run_script() -> None:
+    """Run the script that the command line names, with its flags, as Python itself would.
+
+    Ctrl-C ends it at once, until it calls `hear_again`.
+    """
     end_at_once()
-    sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
+    import os  # after it: every import is a moment in which Ctrl-C would show a trace
+    import runpy
+    import sys
+
+    words = sys.argv[1:]
+    sys.argv, sys.path[0] = words, os.path.dirname(os.path.realpath(words[0]))
     runpy.run_path(words[0], run_name="__main__")
 
 
 if __name__ == "__main__":
-    run_script(sys.argv[1:])
+    run_script()

@@ -480,10 +480,12 @@ def hear_interrupts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "seconds"), [("set-up", 0.05), ("set-up", 1), ("make the demo", 0.05), ("make the demo", 1)]
+    ("step", "seconds"), [("set-up", 0.05), ("set-up", 1), ("make the demo", 1), ("make the demo", 2)]
 )
 def test_ctrl_c_in_a_step_is_one_line(project, step, seconds):
-    """With the Python of the tests, whose modules load as a user's do."""
+    """With the Python of the tests, whose modules load as a user's do. Python's own start, until it reads its first
+    line, is not ours: of the step that starts it at once a second is left out.
+    """
     shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__"))
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SPRC_ALLOW_CPU": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
