@@ -108,10 +108,15 @@ def _same(name: str, value, saved) -> bool:
     if name == CACHE:
         return (value == "off") == (saved == "off")
     if name in PLACES and None not in (value, saved):
-        return Path(value).resolve() == Path(saved).resolve()
+        return _is_path(saved) and Path(value).resolve() == Path(saved).resolve()
     if name == "backbone" and is_yaml(value) and is_yaml(str(saved)):
         return _same_file(absolute(value), Path(saved))
     return value == saved
+
+
+def _is_path(saved) -> bool:
+    """Whether an entry of a settings file, which anything may have written, can be a path."""
+    return isinstance(saved, str | Path) and "\0" not in str(saved)
 
 
 def _same_file(path: Path, saved: Path) -> bool:

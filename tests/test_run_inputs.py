@@ -93,6 +93,10 @@ def test_a_corrupt_settings_file_of_an_old_run_stops_nothing(demo, small_yaml, t
         os.utime(old / STATE_FILE)
         assert blip_fine_tune_2.parse_config([*flags, "--resume", "auto"])[1] == folder
     assert f"leaves out {old}" in capsys.readouterr().out
+    settings = json.loads((folder / SETTINGS_FILE).read_text())
+    for entry in ({"data_path": 5}, {"data_path": ["a"]}, {"data_path": "a\0b"}, {"backbone": {}}, {"dataset": None}):
+        (old / SETTINGS_FILE).write_text(json.dumps(settings | entry))
+        assert blip_fine_tune_2.parse_config([*flags, "--resume", "auto"])[1] == folder
     shutil.rmtree(folder)
     assert blip_fine_tune_2.parse_config([*flags, "--resume", "auto"])[1] is None
     assert "a new run begins" in capsys.readouterr().out
