@@ -90,7 +90,8 @@ def test_another_part_than_was_asked_for_is_never_appended(server, tmp_path, tol
 NOT_HTTP = [b"what?\r\n\r\n", b"", b"HTTP/1.0 two OK\r\n\r\n", b"HTTP/1.0 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n",
             b"HTTP/1.0 200 OK\r\nx: " + b"y" * 70000 + b"\r\n\r\n", b"HTTP/1.0 206 Partial Content\r\n\r\nabc",
             b"HTTP/1.0 204 No Content\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"]  # fmt: skip
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"]  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", NOT_HTTP, ids=range(len(NOT_HTTP)))
@@ -103,6 +104,27 @@ def test_a_bad_answer_is_a_failed_attempt(server, tmp_path, answer):
     with pytest.raises(OSError):
         download(url + "b.pth", tmp_path / "b.pth")
     assert not (tmp_path / "b.pth").exists()
+
+
+def test_an_empty_answer_takes_nothing_away(server, tmp_path, monkeypatch):
+    url, handler = server
+    handler.faults = (b"HTTP/1.0 200 OK\r\n\r\n",)
+    (tmp_path / "a.pth.partial").write_bytes(CONTENT[:100])
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    with pytest.raises(OSError, match="is empty"):
+        download(url + "a.pth", tmp_path / "a.pth")
+    assert (tmp_path / "a.pth.partial").read_bytes() == CONTENT[:100]
+
+
+def test_a_part_that_breaks_is_noticed_by_its_range(server, tmp_path, monkeypatch):
+    """Without a length and without a hash."""
+    url, handler = server
+    handler.length, handler.breaks = None, 1
+    (tmp_path / "a.pth.partial").write_bytes(CONTENT[:100])
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    with pytest.raises(OSError, match=f"of {len(CONTENT)} bytes"):
+        download(url + "a.pth", tmp_path / "a.pth")
+    assert not (tmp_path / "a.pth").exists()
 
 
 def test_a_web_page_is_no_file_of_weights(server, tmp_path):

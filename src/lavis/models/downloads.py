@@ -4,7 +4,6 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +17,7 @@ from lavis.common.files import held, unwritable
 
 ATTEMPTS = 5
 SECONDS_TO_CONNECT = 20
+CHUNK = 2**20
 
 
 class BrokenAnswerError(ConnectionError):
@@ -110,17 +110,29 @@ def _range_start(response) -> int | None:
 
 def _write(response, partial: Path, start: int) -> None:
     """Append the answer to the part, or replace the part if `start` is 0. Raises OSError if less arrives than was
-    announced; if no length was, the end of the connection is the end of the file.
+    announced, or nothing; if no length was, the end of the connection is the end of the file.
     """
-    length = response.headers.get("Content-Length", "").strip()
-    total = start + int(length) if re.fullmatch(r"\d{1,18}", length) else None
+    total = _announced_size(response, start)
+    chunk = response.read(CHUNK)
+    if not chunk:
+        raise BrokenAnswerError("the server's answer is empty")
     with _open_part(partial, start) as file, _bar(partial.name, start, total) as bar:
-        for chunk in _chunks(response):
+        while chunk:
             _write_chunk(file, chunk, partial)
             bar.update(len(chunk))
+            chunk = response.read(CHUNK)
     size = partial.stat().st_size
     if total is not None and size != total:
         raise ConnectionError(f"the connection broke after {size} of {total} bytes")
+
+
+def _announced_size(response, start: int) -> int | None:
+    """The size of the whole file by the answer's own length or, of a part, by its `Content-Range`; None without."""
+    length = response.headers.get("Content-Length", "").strip()
+    if re.fullmatch(r"\d{1,18}", length):
+        return start + int(length)
+    whole = response.headers.get("Content-Range", "").rpartition("/")[2].strip() if start else ""
+    return int(whole) if re.fullmatch(r"\d{1,18}", whole) else None
 
 
 def _write_chunk(file: BinaryIO, chunk: bytes, partial: Path) -> None:
@@ -141,11 +153,6 @@ def _open_part(partial: Path, start: int) -> BinaryIO:
         return open(os.open(partial, flags, 0o666), "wb", buffering=0)
     except OSError as error:
         raise unwritable(partial, error) from error
-
-
-def _chunks(response) -> Iterator[bytes]:
-    while chunk := response.read(2**20):
-        yield chunk
 
 
 def _bar(name: str, start: int, total: int | None) -> tqdm:

@@ -145,7 +145,7 @@ def _try_download(name: str) -> Path | None:
     try:
         download(LAVIS_URL + name, path)
     except OSError as error:
-        print(f"no download of {LAVIS_URL}{name}: {error}", flush=True)
+        print(f"no download of {LAVIS_URL}{name}: {first_line(error)}", flush=True)
         return None
     return path
 
