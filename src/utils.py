@@ -1,12 +1,14 @@
 """Small things that several command-line scripts share."""
 
 import argparse
+import errno
 import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from interrupts import hear_again
@@ -14,13 +16,14 @@ from launch import any_rank, find_launch, require_one_process, speaker, tell_the
 from lavis.common.errors import InputError
 from lavis.common.files import write_atomically as write_atomically
 from lavis.common.reading import expanded
-from stop_signals import Stopped
+from stop_signals import NOTHING_NEW, Stopped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 DEBUG = "--debug"
 SHELL_SPEAKS = "SPRC_SHELL_SPEAKS"  # set by a shell script that says by itself that it was interrupted
+NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 # Read by huggingface_hub and timm.
 WHOLE_NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TIMM_FUSED_ATTN", "TIMM_USE_OLD_CACHE")
 
@@ -52,15 +55,17 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
         if not in_group:
             require_one_process()
         main()
+        print(end="", flush=True)
     except (InputError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None
+        lost = lost_output(error)
         before = speaker()
-        if unnamed or debug:
+        if (unnamed and not lost) or debug:
             traceback.print_exc()
-        if unnamed:
+        if unnamed and not lost:
             sys.exit(1)
-        told = f"error: {error if isinstance(error, InputError) else _named_fault(error)}"
-        print(before + told, file=sys.stderr, flush=True)
+        told = f"error: {lost or (error if isinstance(error, InputError) else _named_fault(error))}"
+        _tell(before + told)
         tell_the_launcher(told)
         sys.exit(2)
     except Stopped as stop:
@@ -79,8 +84,33 @@ def check_environment() -> None:
 def _end_quietly(line: str, status: int) -> None:
     """End as a signal has asked, which every process of a group has heard: one of them says so."""
     if line and any_rank() == 0:
-        print(line, file=sys.stderr)
+        _tell(line)
     sys.exit(status)
+
+
+def _tell(line: str) -> None:
+    """A line on stderr, if that takes it: a full disk may hold this output as well."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def lost_output(error: InputError | OSError) -> str:
+    """What is wrong with an output of this process if that has raised `error`, and the fix; else "".
+
+    Such an error names no file, and Python drops what could not be written: another character is tried.
+    """
+    if not isinstance(error, OSError) or error.filename is not None or error.errno not in NO_OUTPUT:
+        return ""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            os.write(stream.fileno(), b"\n")
+        except OSError as another:
+            if another.errno == error.errno:
+                return (
+                    f"what this script prints cannot be written ({error.strerror}): free some space, or have it"
+                    f" printed elsewhere; {NOTHING_NEW}"
+                )
+    return ""
 
 
 def print_any_character() -> None:

@@ -44,6 +44,29 @@ def test_one_that_names_none_keeps_its_trace(capsys, monkeypatch):
     assert "Traceback" in said and "reset" in said
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("lines", ["print('a', flush=True)", "print('a')", "print('a' * 10**5)"])
+def test_output_that_cannot_be_written_is_one_line(lines):
+    """Also if Python would have written it only at its end; and nothing is said if stderr is lost as well."""
+    script = f"import sys; sys.path.insert(0, 'src')\nfrom utils import run_main\nrun_main(lambda: {lines})"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full).returncode == 2
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: what this script prints cannot be written (No space left on device): free")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_one_line():
+    script = "import sys; sys.path.insert(0, 'src')\nfrom utils import run_main\nrun_main(lambda: print('a' * 10**6))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert ended.returncode == 2
+    assert "(Broken pipe)" in ended.stderr and ended.stderr.count("\n") == 1
+
+
 def test_bad_input_is_one_line(capsys, monkeypatch):
     assert ended(InputError("a: fix it"), capsys, monkeypatch) == (2, "error: a: fix it\n")
 
