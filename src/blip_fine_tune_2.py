@@ -4,8 +4,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from train_config import REGION_WEIGHTS, TrainConfig
-from utils import HelpFormatter, add_cache_flags, run_main, silence_all_but_rank_0, user_path
+from sprc.core.command_line import HelpFormatter, add_cache_flags, run_main, silence_all_but_rank_0, user_path
+from sprc.training.config import REGION_WEIGHTS, TrainConfig
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
@@ -150,7 +150,7 @@ def parse_config(argv: list[str] | None = None) -> tuple[TrainConfig, Path | Non
     resume = settings.pop("resume")
     if resume is None:
         return TrainConfig(**settings), None
-    from resume import find_run, named_run, resumed_config  # heavy: torch
+    from sprc.training.resuming import find_run, named_run, resumed_config  # heavy: torch
 
     config = TrainConfig(**settings) if resume == "auto" else None
     run_folder = find_run(config) if resume == "auto" else named_run(resume)
@@ -167,13 +167,13 @@ def given_flags(argv: list[str] | None) -> dict:
 
 
 def main(argv: list[str] | None = None):
-    """Train, validate and save as the flags say; returns the best epoch (`engine.Best`).
+    """Train, validate and save as the flags say; returns the best epoch (`sprc.training.engine.Best`).
 
     Raises InputError where a flag, a file or an entry is wrong, before training starts where it can be known.
     """
     silence_all_but_rank_0()
     config, resumed = parse_config(argv)
-    from training_run import run_training  # heavy: torch, timm, transformers
+    from sprc.training.run import run_training  # heavy: torch, timm, transformers
 
     if config.loss_itm != DEFAULTS["loss_itm"]:
         print("note: blip2_cir_align_prompt has no image-text matching loss; --loss-itm changes nothing")

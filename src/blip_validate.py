@@ -3,15 +3,15 @@
 import argparse
 from pathlib import Path
 
-from evaluation_run import (
+from sprc.core.command_line import HelpFormatter, run_main
+from sprc.retrieval.evaluation import (
     add_evaluation_flags,
     evaluation_config,
     evaluation_preprocess,
     load_evaluated,
     memory_cure,
 )
-from train_config import TrainConfig
-from utils import HelpFormatter, run_main
+from sprc.training.config import TrainConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Print the metrics, one a line, and return them. Raises InputError where a flag or a file is wrong."""
     arguments = vars(build_parser().parse_args(argv))
     config = evaluation_config(arguments, arguments["dataset"])
-    from faults import explained  # heavy: torch
+    from sprc.core.machine_faults import explained  # heavy: torch
 
     with explained(memory_cure(config)):
         return validate(config, arguments["model_path"])
@@ -36,10 +36,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def validate(config: TrainConfig, model_path: Path) -> dict[str, float]:
     """As `main`, of settings."""
-    import engine
-    from dataset_catalog import make_validation, open_galleries
-    from feature_cache import use_feature_cache
-    from image_check import check_images
+    from sprc.benchmarks.dataset_catalog import make_validation, open_galleries
+    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.image_check import check_images
+    from sprc.training import engine
 
     galleries = open_galleries(config, evaluation_preprocess(config))
     check_images(*galleries.values())

@@ -3,16 +3,17 @@
 import argparse
 from pathlib import Path
 
-from evaluation_run import (
+from sprc.core.command_line import HelpFormatter, run_main, user_path
+from sprc.core.errors import InputError
+from sprc.core.places import REPOSITORY
+from sprc.retrieval.evaluation import (
     add_evaluation_flags,
     evaluation_config,
     evaluation_preprocess,
     load_evaluated,
     memory_cure,
 )
-from lavis.common.errors import InputError
-from train_config import TrainConfig
-from utils import REPOSITORY, HelpFormatter, run_main, user_path
+from sprc.training.config import TrainConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
         raise InputError("--rerank: this fork has no re-ranking model; leave the flag out")
     folder = arguments.pop("output_folder")
     config = evaluation_config(arguments)
-    from faults import explained  # heavy: torch
+    from sprc.core.machine_faults import explained  # heavy: torch
 
     with explained(memory_cure(config)):
         return submit(config, arguments["model_path"], folder)
@@ -43,11 +44,11 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def submit(config: TrainConfig, model_path: Path, folder: Path) -> list[Path]:
     """As `main`, of settings."""
-    import engine
     from data_utils import CIRRDataset
-    from feature_cache import use_feature_cache
-    from image_check import check_images
-    from retrieval_task import cirr_test_task
+    from sprc.benchmarks.retrieval_task import cirr_test_task
+    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.image_check import check_images
+    from sprc.training import engine
 
     gallery = CIRRDataset("test1", "classic", evaluation_preprocess(config), data_path=config.data_path)
     check_images(gallery)
@@ -62,8 +63,14 @@ def submit(config: TrainConfig, model_path: Path, folder: Path) -> list[Path]:
 
 def write_checked(metric: str, scores, gallery, place: Path) -> Path:
     """Rank, build, check and write one file; `place` is the folder and, as its last part, the name of the run."""
-    from submission import NAMES_PER_PAIR, build_submission, check_submission, submission_path, write_submission
-    from validate_blip import top_group_names, top_names
+    from sprc.benchmarks.ranking import top_group_names, top_names
+    from sprc.benchmarks.submission import (
+        NAMES_PER_PAIR,
+        build_submission,
+        check_submission,
+        submission_path,
+        write_submission,
+    )
 
     entries, k = gallery.triplets, NAMES_PER_PAIR[metric]
     references = [entry["reference"] for entry in entries]

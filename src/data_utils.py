@@ -10,16 +10,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from image_files import fashioniq_image_paths
-from images import is_tagged, naming, open_rgb, orientations, stored_size
-from lavis.common.errors import InputError, shown
-from lavis.common.files import read_json, readable
 from lavis.datasets.region_boxes import FRAME_KEY, STORED, Region, read_box_file, regions_of
-from preprocess import build_preprocess as build_preprocess  # upstream's scripts look for these three here
-from preprocess import squarepad_transform as squarepad_transform
-from preprocess import targetpad_transform as targetpad_transform
+from sprc.core.errors import InputError, shown
+from sprc.core.files import read_json, readable
+from sprc.core.places import REPOSITORY
+from sprc.data.image_files import fashioniq_image_paths
+from sprc.data.images import is_tagged, naming, open_rgb, orientations, stored_size
+from sprc.data.preprocess import build_preprocess as build_preprocess  # upstream's scripts look for these three here
+from sprc.data.preprocess import squarepad_transform as squarepad_transform
+from sprc.data.preprocess import targetpad_transform as targetpad_transform
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CIRR_ROOT = REPOSITORY / "cirr_dataset"
 FASHIONIQ_ROOT = REPOSITORY / "fashionIQ_dataset"
 CURE = "see cirr_dataset/README.md for the folders and where the files come from"
@@ -63,7 +63,7 @@ class ImageDataset(Dataset):
         self.title, self.mode, self.root, self.preprocess = title, mode, root, preprocess
         self.image_paths, self.names = image_paths, list(image_paths)
         self.regions: dict[str, list[Region]] | None = None
-        self.features = None  # a `feature_cache.FeatureCache` in the order of `names`, or None
+        self.features = None  # a `sprc.data.feature_cache.FeatureCache` in the order of `names`, or None
         self.index_of = {name: index for index, name in enumerate(self.names)}
         self.max_regions = max_regions
         self._moved: dict[str, tuple[Tensor, int]] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-import interrupts  # noqa: E402
+from sprc.core import interrupts  # noqa: E402
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # while the packages below load
@@ -25,7 +25,7 @@ from lavis.models import Blip2QformerCirAlignPrompt  # noqa: E402
 from lavis.models.blip2_models.region import OBJECTIVES  # noqa: E402
 from lavis.models.model_config import load_config  # noqa: E402
 from lavis.models.tokenizer import build_tokenizer  # noqa: E402
-from utils import run_main  # noqa: E402
+from sprc.core.command_line import run_main  # noqa: E402
 
 BATCH = 3
 CAPTIONS = ["make the red circle blue", "remove the square", "add a large green triangle at the top"]

@@ -115,7 +115,7 @@ train() {
 }
 
 has_gpu() {
-  PYTHONPATH="$ROOT/src" "$PYTHON" -c "import interrupts; interrupts.end_at_once()
+  PYTHONPATH="$ROOT/src" "$PYTHON" -c "from sprc.core import interrupts; interrupts.end_at_once()
 import torch; exit(not torch.cuda.is_available())"
 }
 

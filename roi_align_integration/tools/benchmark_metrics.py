@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from interrupts import leave_interrupts_to_parent  # noqa: E402
-from lavis.common.errors import InputError  # noqa: E402
-from lavis.common.files import read_json  # noqa: E402
-from utils import user_path  # noqa: E402
+from sprc.core.command_line import user_path  # noqa: E402
+from sprc.core.errors import InputError  # noqa: E402
+from sprc.core.files import read_json  # noqa: E402
+from sprc.core.interrupts import leave_interrupts_to_parent  # noqa: E402
 
 ANNOTATION_FILES = ("captions/cap.rc2.val.json", "image_splits/split.rc2.val.json")
 
@@ -82,7 +82,7 @@ def metric_names(captions: list[dict], names: list[str]) -> dict[str, list]:
 
 
 def naive_cirr_metrics(scores, gallery_names, reference_names, target_names, group_members) -> dict[str, float]:
-    """`validate_blip.cirr_metrics`, the obvious slow way: sort all names by score, then look for the target."""
+    """`cirr_metrics` in the obvious slow way: sort all names by score, then look for the target."""
     ranks = {"group_recall_at": [], "recall_at": []}
     for row, reference, target, members in zip(
         scores.tolist(), reference_names, target_names, group_members, strict=True
@@ -122,7 +122,7 @@ def measure(folder: Path, naive: bool, runs: int, threads: int) -> dict:
     import numpy as np
     import torch
 
-    from validate_blip import cirr_metrics
+    from sprc.benchmarks.ranking import cirr_metrics
 
     torch.set_num_threads(threads)
     metric = naive_cirr_metrics if naive else cirr_metrics
@@ -204,6 +204,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from utils import run_main
+    from sprc.core.command_line import run_main
 
     run_main(main)

@@ -13,8 +13,8 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 
-from train_config import REGION_WEIGHTS, TrainConfig  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main  # noqa: E402
+from sprc.core.command_line import HelpFormatter, positive_int, run_main  # noqa: E402
+from sprc.training.config import REGION_WEIGHTS, TrainConfig  # noqa: E402
 
 DEFAULT = TrainConfig("CIRR").region_objective
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = build_parser().parse_args(argv)
     import torch
 
-    from engine import choose_runtime
+    from sprc.core.runtime import choose_runtime
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -69,8 +69,8 @@ def build_model(backbone: str, objective: str, device):
 def loading(folder: Path, args: argparse.Namespace, model, with_boxes: bool) -> Callable[[], dict]:
     """The function that loads one batch, in this process."""
     from data_utils import CIRRDataset, TrainingTriplets, collate_fn
-    from feature_cache import use_feature_cache
-    from preprocess import targetpad_transform
+    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.preprocess import targetpad_transform
 
     box_file = folder / "boxes" / "cirr_boxes_train.json" if with_boxes else None
     preprocess = targetpad_transform(dim=model.config.vision.image_size)
@@ -86,7 +86,7 @@ def measurements(model, loaders: list, runtime) -> dict[str, Callable[[bool], No
     """Name -> a function that does the thing once, without or with regions."""
     import torch
 
-    from training_run import sample_maker
+    from sprc.training.run import sample_maker
 
     make_samples = sample_maker(str, list, lambda images: images.to(runtime.device))
     samples = [make_samples(load()) for load in loaders]

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / "roi_align_integration" / "tools"
 sys.path[:0] = [str(REPOSITORY / "src"), str(TOOLS)]
 
-import interrupts  # noqa: E402
+from sprc.core import interrupts  # noqa: E402
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # while the packages below load
@@ -44,13 +44,13 @@ from region_table import (  # noqa: E402
     trials_table,
 )
 
-from launch import alone_environment  # noqa: E402
-from lavis.common.errors import InputError  # noqa: E402
-from lavis.common.files import made_and_held, read_bytes, read_json, write_atomically  # noqa: E402
-from lavis.common.reading import read_csv  # noqa: E402
-from run_inputs import file_fingerprint  # noqa: E402
-from train_config import TrainConfig  # noqa: E402
-from utils import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.errors import InputError  # noqa: E402
+from sprc.core.files import made_and_held, read_bytes, read_json, write_atomically  # noqa: E402
+from sprc.core.launch import alone_environment  # noqa: E402
+from sprc.core.reading import read_csv  # noqa: E402
+from sprc.training.config import TrainConfig  # noqa: E402
+from sprc.training.run_inputs import file_fingerprint  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
 CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
@@ -189,12 +189,12 @@ def fill_cache(config: TrainConfig) -> None:
     """Build the feature cache before runs that read it at the same time."""
     import torch
 
-    from dataset_catalog import open_galleries, open_triplets
-    from engine import choose_runtime
-    from feature_cache import use_feature_cache
-    from image_check import check_images
     from lavis.models import load_model
-    from preprocess import build_preprocess
+    from sprc.benchmarks.dataset_catalog import open_galleries, open_triplets
+    from sprc.core.runtime import choose_runtime
+    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.image_check import check_images
+    from sprc.data.preprocess import build_preprocess
 
     torch.manual_seed(0)
     device = choose_runtime(config.device).device
@@ -235,8 +235,8 @@ def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
 
 def train_job(folder: Path) -> None:
     """In a process of its own: train as `settings.json` in the folder says, or go on with it."""
-    from resume import find_run
-    from training_run import run_training
+    from sprc.training.resuming import find_run
+    from sprc.training.run import run_training
 
     settings = read_json(folder / "settings.json", dict, "remove the folder", paths=True)["config"]
     paths = ("data_path", "output_folder", "box_file")

@@ -10,8 +10,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from lavis.common.errors import InputError  # noqa: E402
-from utils import HelpFormatter, run_main, user_path  # noqa: E402
+from sprc.core.command_line import HelpFormatter, run_main, user_path  # noqa: E402
+from sprc.core.errors import InputError  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,7 +80,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """As `atomic_path`; the faults of a disk come as safetensors' own errors."""
     from safetensors import SafetensorError
 
-    from lavis.common.files import atomic_path
+    from sprc.core.files import atomic_path
 
     try:
         with atomic_path(path) as partial:

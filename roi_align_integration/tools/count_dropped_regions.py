@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from lavis.datasets.region_boxes import load_boxes  # noqa: E402
-from utils import HelpFormatter, run_main, user_path  # noqa: E402
+from sprc.core.command_line import HelpFormatter, run_main, user_path  # noqa: E402
 
 SIZES = ("500x500", "500x375", "375x500", "640x360", "360x640", "1000x400")
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, tuple[int, int]], flo
     parser.add_argument("--sizes", type=image_size, nargs="+", default=list(map(image_size, SIZES)), metavar="WxH",
                         help="sizes of the raw images, in pixels")  # fmt: skip
     args = parser.parse_args(argv)
-    from preprocess import build_preprocess  # heavy: torch
+    from sprc.data.preprocess import build_preprocess  # heavy: torch
 
     boxes = [region.box for regions in load_boxes(args.box_file).values() for region in regions]
     shares = {}

@@ -8,9 +8,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from lavis.common.errors import InputError  # noqa: E402
 from lavis.datasets.region_boxes import Region, load_boxes, save_boxes  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.errors import InputError  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 SPLITS = ("train", "val", "test1")

@@ -18,7 +18,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-import interrupts  # noqa: E402
+from sprc.core import interrupts  # noqa: E402
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # while the packages below load
@@ -28,13 +28,13 @@ from saliency_boxes import boxes_of_file  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 from yolo_boxes import DEFAULT_WEIGHTS, Detector  # noqa: E402
 
-from image_files import folder_images  # noqa: E402
-from images import NOT_APPLIED, is_tagged, open_rgb, orientations  # noqa: E402
-from lavis.common.errors import ImageError, InputError  # noqa: E402
-from lavis.common.files import atomic_writer, held_file, read_bytes, unwritable, write_atomically  # noqa: E402
-from lavis.common.reading import parse_json  # noqa: E402
 from lavis.datasets.region_boxes import STORED, Region, save_boxes  # noqa: E402
-from utils import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.errors import ImageError, InputError  # noqa: E402
+from sprc.core.files import atomic_writer, held_file, read_bytes, unwritable, write_atomically  # noqa: E402
+from sprc.core.reading import parse_json  # noqa: E402
+from sprc.data.image_files import folder_images  # noqa: E402
+from sprc.data.images import NOT_APPLIED, is_tagged, open_rgb, orientations  # noqa: E402
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 SPLITS = ("train", "val", "test1")

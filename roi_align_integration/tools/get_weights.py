@@ -7,7 +7,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from utils import HelpFormatter, run_main  # noqa: E402
+from sprc.core.command_line import HelpFormatter, run_main  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,9 +14,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from lavis.common.errors import InputError  # noqa: E402
-from lavis.common.files import made_and_held, read_json, unwritable, write_atomically  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.errors import InputError  # noqa: E402
+from sprc.core.files import made_and_held, read_json, unwritable, write_atomically  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "demo_dataset"
 SETTINGS_FILE = "demo.json"

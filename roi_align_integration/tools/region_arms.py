@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from saliency_boxes import boxes_of_file
 
 from data_utils import read_image_split
-from lavis.common.errors import InputError
 from lavis.common.registry import registry
 from lavis.datasets.region_boxes import Region, read_box_file, save_boxes
 from lavis.models import Blip2QformerCirAlignPrompt
+from sprc.core.errors import InputError
 
 Boxes = dict[str, list[Region]]
 WINNER = "compose"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from region_arms import ARMS, WINNER
 
-from lavis.common.errors import InputError
-from lavis.common.files import append_csv, atomic_writer, held_file
-from lavis.common.reading import read_csv
+from sprc.core.errors import InputError
+from sprc.core.files import append_csv, atomic_writer, held_file
+from sprc.core.reading import read_csv
 
 METRICS = {"recall_at1": "R@1", "recall_at5": "R@5", "recall_at10": "R@10", "group_recall_at1": "Rsubset@1"}
 BASELINE = "none"

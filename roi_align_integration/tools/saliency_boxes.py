@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from images import open_rgb
-from lavis.common.errors import ImageError
-from lavis.common.rgb import as_rgb
 from lavis.datasets.region_boxes import Region
+from lavis.processors.rgb import as_rgb
+from sprc.core.errors import ImageError
+from sprc.data.images import open_rgb
 
 WORKING_SIDE = 128  # pixels of the longer side in which all of this is computed
 RESIDUAL_BLUR = 1.5

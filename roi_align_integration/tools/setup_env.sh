@@ -9,7 +9,7 @@ SPRC_STAMP="$SPRC_VENV/sprc_installed" # the requirements that are installed, or
 
 # sprc_python SCRIPT [FLAGS]: Ctrl-C ends it without a trace from its first line on.
 sprc_python() {
-  "$PYTHON" "$SPRC_ROOT/src/interrupts.py" "$@"
+  "$PYTHON" "$SPRC_ROOT/src/sprc/core/interrupts.py" "$@"
 }
 
 # For `trap sprc_interrupted INT`: one line, whatever was running.

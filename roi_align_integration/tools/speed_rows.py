@@ -17,22 +17,23 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from upstream_way import go_upstreams_way
 
-import engine
 from data_utils import ImageDataset, TrainingTriplets
-from dataset_catalog import make_validation, open_galleries, open_triplets
-from distributed import ALONE
-from faults import LossWatch
-from feature_cache import use_feature_cache
-from gradients import Gradients
 from lavis.models import Blip2QformerCirAlignPrompt
 from lavis.models.checkpoint import load_checkpoint, save_model
 from lavis.models.model_config import load_config
 from lavis.models.tokenizer import build_tokenizer
 from lavis.processors import BlipCaptionProcessor
-from preprocess import build_preprocess
-from train_config import TrainConfig
-from training_run import compile_model, sample_maker
-from training_state import Best, Progress
+from sprc.benchmarks.dataset_catalog import make_validation, open_galleries, open_triplets
+from sprc.core.process_group import ALONE
+from sprc.core.runtime import Runtime, choose_runtime
+from sprc.data.feature_cache import use_feature_cache
+from sprc.data.preprocess import build_preprocess
+from sprc.training import engine
+from sprc.training.config import TrainConfig
+from sprc.training.gradients import Gradients
+from sprc.training.loss_watch import LossWatch
+from sprc.training.run import compile_model, sample_maker
+from sprc.training.run_state import Best, Progress
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
 
@@ -40,9 +41,9 @@ MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
 def measure_row(args: argparse.Namespace) -> dict:
     """The numbers of `args.row`: work a second and its unit, seconds of a step, GiB, share of the matrix throughput."""
     torch.set_num_threads(args.threads)
-    runtime = engine.choose_runtime(args.device, args.precision)
+    runtime = choose_runtime(args.device, args.precision)
     if args.row == "upstream" and runtime.device.type == "cuda" and args.precision == "auto":
-        runtime = engine.choose_runtime(args.device, "fp16")
+        runtime = choose_runtime(args.device, "fp16")
     batch_size = args.batch_size or (128 if runtime.device.type == "cuda" else 4)
     row = Row(args, batch_size, runtime)
     if args.row == "prepare":
@@ -59,7 +60,7 @@ class Row:
 
     args: argparse.Namespace
     batch_size: int
-    runtime: engine.Runtime
+    runtime: Runtime
 
     @property
     def images(self) -> Path:
@@ -214,7 +215,7 @@ def random_model(backbone: str, on: str = "cpu") -> Blip2QformerCirAlignPrompt:
         return Blip2QformerCirAlignPrompt(config, build_tokenizer(config.tokenizer, config.qformer.vocab_size))
 
 
-def matrix_throughput(runtime: engine.Runtime) -> float:
+def matrix_throughput(runtime: Runtime) -> float:
     """Floating-point operations a second of a large matrix product in the runtime's type: what this device can do."""
     side = MATRIX_SIDE[runtime.device.type]
     left, right = torch.randn(2, side, side, device=runtime.device, dtype=runtime.dtype)

@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from image_files import folder_images  # noqa: E402
-from images import MOST_PIXELS, naming, open_rgb  # noqa: E402
-from lavis.common.errors import InputError  # noqa: E402
-from lavis.common.files import atomic_writer  # noqa: E402
 from lavis.datasets.region_boxes import Region, load_boxes  # noqa: E402
-from utils import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
+from sprc.core.errors import InputError  # noqa: E402
+from sprc.core.files import atomic_writer  # noqa: E402
+from sprc.data.image_files import folder_images  # noqa: E402
+from sprc.data.images import MOST_PIXELS, naming, open_rgb  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "boxes.png"
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#f032e6")
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = build_parser().parse_args(argv)
     if args.output.suffix.lower() != ".png":
         raise InputError(f"--output {args.output}: the sheet is a PNG file; give a name that ends in .png")
-    from preprocess import build_preprocess  # heavy: torch
+    from sprc.data.preprocess import build_preprocess  # heavy: torch
 
     preprocess = build_preprocess(args.transform, args.target_ratio, FRAME)
     boxes, paths = load_boxes(args.box_file), image_paths(args.images, args.cirr_root, args.split)

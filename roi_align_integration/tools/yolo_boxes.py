@@ -10,9 +10,9 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 from PIL import Image  # noqa: E402
 
-from lavis.common.errors import InputError  # noqa: E402
 from lavis.datasets.region_boxes import Region  # noqa: E402
-from utils import run_main  # noqa: E402
+from sprc.core.command_line import run_main  # noqa: E402
+from sprc.core.errors import InputError  # noqa: E402
 
 DEFAULT_WEIGHTS = REPOSITORY / "models" / "yolo" / "yolov8n.pt"
 INSTALL = "pip install ultralytics (its licence is AGPL-3.0), or use --method saliency"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lavis.common.errors import InputError
+from sprc.core.errors import InputError
 
 
 class Registry:

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis.common.errors import InputError, shown
-from lavis.common.files import read_json, write_atomically
+from sprc.core.errors import InputError, shown
+from sprc.core.files import read_json, write_atomically
 
 CURE = "make it with roi_align_integration/tools, or correct it"
 FRAME_KEY, STORED = "__frame__", "stored"

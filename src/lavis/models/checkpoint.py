@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lavis.common.errors import InputError
-from lavis.common.files import atomic_writer
 from lavis.models.weight_files import read_tensors as read_tensors
 from lavis.models.weight_formats import FORK_ADDS as FORK_ADDS
 from lavis.models.weight_formats import FORMATS, REGION_PROJ, VISION_FORMATS, State, Weights, read_weights
 from lavis.models.weight_names import POSITION_IDS
+from sprc.core.errors import InputError
+from sprc.core.files import atomic_writer
 
 WORD_EMBEDDINGS = "Qformer.bert.embeddings.word_embeddings.weight"
 # What weights are trained and kept in; any other type holds codes or counts, which a cast would not turn into weights.

@@ -12,8 +12,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from lavis.common.errors import InputError
-from lavis.common.files import held, unwritable
+from sprc.core.errors import InputError
+from sprc.core.files import held, unwritable
 
 ATTEMPTS = 5
 SECONDS_TO_CONNECT = 20

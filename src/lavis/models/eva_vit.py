@@ -8,9 +8,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from lavis.common.errors import InputError
 from lavis.models.model_config import VisionConfig
 from lavis.models.weight_names import speak_upstream_clip
+from sprc.core.errors import InputError
 
 
 def build_vision_encoder(config: VisionConfig) -> nn.Module:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from lavis.common.errors import InputError, first_line, shown
-from lavis.common.files import read_bytes
-from lavis.common.reading import expanded, is_file_name
+from sprc.core.errors import InputError, first_line, shown
+from sprc.core.files import read_bytes
+from sprc.core.reading import expanded, is_file_name
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs" / "models" / "blip2"
 OUTSIDE = "vocabulary_from_outside"  # folder beside a run's YAML file

@@ -7,12 +7,12 @@ from pathlib import Path
 import huggingface_hub
 from transformers import BertTokenizer
 
-from lavis.common.errors import InputError, first_line
-from lavis.common.files import read_bytes
-from lavis.common.reading import expanded
 from lavis.models.model_config import CONFIG_FOLDER
+from sprc.core.errors import InputError, first_line
+from sprc.core.files import read_bytes
+from sprc.core.places import REPOSITORY
+from sprc.core.reading import expanded
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # transformers would add those that lack, with other ids
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from lavis.common.errors import InputError, first_line
-from lavis.common.files import read_json
-from lavis.common.reading import is_file_name, parse_json, readable
+from sprc.core.errors import InputError, first_line
+from sprc.core.files import read_json
+from sprc.core.reading import is_file_name, parse_json, readable
 
 DOWNLOAD_AGAIN = "download or copy it again"
 SAVE_ALONE = (

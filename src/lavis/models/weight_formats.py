@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lavis.common.errors import InputError
 from lavis.models.weight_files import read_content
 from lavis.models.weight_names import POSITION_IDS, from_hub
+from sprc.core.errors import InputError
 
 State = dict[str, Tensor]
 

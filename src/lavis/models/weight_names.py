@@ -6,7 +6,7 @@ The modules translate as they save and load: `model.state_dict()` and `model.loa
 import torch
 from torch import Tensor, nn
 
-from lavis.common.errors import InputError
+from sprc.core.errors import InputError
 
 Names = tuple[tuple[str, str], ...]
 

@@ -10,13 +10,13 @@ import huggingface_hub
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from lavis.common.errors import InputError, first_line
-from lavis.common.reading import expanded, readable
 from lavis.models.downloads import download
 from lavis.models.model_config import ModelConfig
 from lavis.models.weight_formats import read_weights
+from sprc.core.errors import InputError, first_line
+from sprc.core.places import REPOSITORY
+from sprc.core.reading import expanded, readable
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 # What a file holds; the sizes follow from the numbers of parameters and the type they are stored in.
 PUBLISHED = {

@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lavis.common.errors import InputError
-from lavis.common.rgb import as_rgb
+from lavis.processors.rgb import as_rgb
+from sprc.core.errors import InputError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from lavis.common.devices import moved
-from lavis.common.errors import InputError
 from lavis.common.registry import registry
 from lavis.models.blip2_models.Qformer import Qformer
 from lavis.models.blip2_models.region import (
@@ -27,6 +26,7 @@ from lavis.models.blip2_models.region import (
 )
 from lavis.models.eva_vit import build_vision_encoder, use_half_precision
 from lavis.models.model_config import ModelConfig
+from sprc.core.errors import InputError
 
 INITIAL_TEMPERATURE = 0.07
 # The scale of region scores, 1 / temperature: learned in its logarithm, and kept between these, as in CLIP.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from lavis.common.devices import moved
-from lavis.common.errors import InputError
+from sprc.core.errors import InputError
 
 PREFIX_TOKENS = 1  # CLS
 # Objective -> the parameters of its own: created last in the model, and frozen where they are not used.

@@ -1,0 +1,1 @@
+"""One file for each benchmark, and the interface that they share."""

@@ -1,0 +1,173 @@
+"""Small things that several command-line scripts share."""
+
+import argparse
+import errno
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from sprc.core.errors import InputError
+from sprc.core.files import write_atomically as write_atomically
+from sprc.core.interrupts import hear_again
+from sprc.core.launch import any_rank, find_launch, require_one_process, speaker, tell_the_launcher
+from sprc.core.reading import expanded
+from sprc.core.stop_signals import NOTHING_NEW, Stopped
+
+DEBUG = "--debug"
+SHELL_SPEAKS = "SPRC_SHELL_SPEAKS"  # set by a shell script that says by itself that it was interrupted
+NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
+# Read by huggingface_hub and timm.
+WHOLE_NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TIMM_FUSED_ATTN", "TIMM_USE_OLD_CACHE")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Every default on the page, except those that say nothing: a switch's False, and None; and `--debug`."""
+
+    def format_help(self) -> str:
+        return f"{super().format_help()}\n{DEBUG} shows the trace behind an error.\n"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is False or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def run_main(main: Callable[[], None], in_group: bool = False) -> None:
+    """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace.
+
+    So is an error of the system that names a file. `--debug`, which every script takes, shows the trace of these too.
+    `in_group` is for the script that several processes may run together.
+    """
+    debug = DEBUG in sys.argv
+    sys.argv = [word for word in sys.argv if word != DEBUG]
+    print_any_character()
+    try:
+        hear_again()
+        check_environment()
+        if not in_group:
+            require_one_process()
+        main()
+        print(end="", flush=True)
+    except (InputError, OSError) as error:
+        unnamed = isinstance(error, OSError) and error.filename is None
+        lost = lost_output(error)
+        before = speaker()
+        if (unnamed and not lost) or debug:
+            traceback.print_exc()
+        if unnamed and not lost:
+            sys.exit(1)
+        told = f"error: {lost or (error if isinstance(error, InputError) else _named_fault(error))}"
+        _tell(before + told)
+        tell_the_launcher(told)
+        sys.exit(2)
+    except Stopped as stop:
+        _end_quietly(str(stop), stop.status)
+    except KeyboardInterrupt:
+        _end_quietly("" if SHELL_SPEAKS in os.environ else "interrupted", 130)
+
+
+def check_environment() -> None:
+    """Raise InputError for a variable that a package reads as a whole number as soon as it is imported, and is none."""
+    for name in (name for name in WHOLE_NUMBERS if os.environ.get(name)):
+        if not re.fullmatch(r"[+-]?\d+", os.environ[name].strip()):
+            raise InputError(f"the variable {name} is {os.environ[name]!r}: set it to a whole number, or unset it")
+
+
+def _end_quietly(line: str, status: int) -> None:
+    """End as a signal has asked, which every process of a group has heard: one of them says so."""
+    if line and any_rank() == 0:
+        _tell(line)
+    sys.exit(status)
+
+
+def _tell(line: str) -> None:
+    """A line on stderr, if that takes it: a full disk may hold this output as well."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def lost_output(error: InputError | OSError) -> str:
+    """What is wrong with an output of this process if that has raised `error`, and the fix; else "".
+
+    Such an error names no file, and Python drops what could not be written: another character is tried.
+    """
+    if not isinstance(error, OSError) or error.filename is not None or error.errno not in NO_OUTPUT:
+        return ""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            os.write(stream.fileno(), b"\n")
+        except OSError as another:
+            if another.errno == error.errno:
+                return (
+                    f"what this script prints cannot be written ({error.strerror}): free some space, or have it"
+                    f" printed elsewhere; {NOTHING_NEW}"
+                )
+    return ""
+
+
+def print_any_character() -> None:
+    """Have a name that the terminal's encoding does not have, or that is no text at all, be printed in escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _named_fault(error: OSError) -> str:
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def silence_all_but_rank_0() -> None:
+    """No output and no progress bars of a group's other processes; errors stay.
+
+    tqdm reads its environment when it is imported, and torch's and transformers' packages import it: this comes first.
+    """
+    launch = find_launch()
+    if launch is not None and launch.rank != 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="ignore")  # noqa: SIM115 - as long as the process
+        os.environ["TQDM_DISABLE"] = "1"
+
+
+def absolute(path: str | Path) -> Path:
+    """A path that the user has written, from the root: `~` is a home folder, also in `--flag=~/x`.
+
+    Raises InputError for the home folder of a user that is not there.
+    """
+    return expanded(path).absolute()
+
+
+def user_path(text: str) -> Path:
+    """An argparse type: a path as it was typed, but for `~`."""
+    try:
+        return expanded(text)
+    except InputError as error:  # argparse would say "invalid value"
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
+
+
+def add_cache_flags(group) -> None:
+    """The flags of the feature cache, for training and evaluation."""
+    group.add_argument("--feature-cache", metavar="DIR|off", help="keep the frozen ViT's output here")
+    group.add_argument("--cache-precision", choices=("fp16", "fp32"), help="of the feature cache")
+    group.add_argument(
+        "--cache-device", choices=("cpu", "cuda"), help="read the cache from disk, or keep it on the GPU"
+    )

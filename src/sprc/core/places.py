@@ -1,0 +1,12 @@
+"""Where the project's folders for data, weights and runs are: its one answer to "where am I?"."""
+
+from pathlib import Path
+
+
+def find_repository() -> Path:
+    """The checkout that this package runs from; for an installed package the working directory."""
+    checkout = Path(__file__).resolve().parents[3]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+REPOSITORY = find_repository()

@@ -1,0 +1,165 @@
+"""The processes of a training that a launcher starts, one a device: what they tell each other."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Timer
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from lavis.models.blip2_models.joined_batches import joined_features
+from sprc.core.errors import InputError, first_line
+from sprc.core.launch import Launch, find_launch
+
+# Longer than rank 0 scores a validation or writes a checkpoint, while the others wait for it.
+TIMEOUT = timedelta(minutes=30)
+SECONDS_OF_PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class World:
+    """This process is number `rank` of `size`. Alone, everything here gives back what it is given."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def joined(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The features of all ranks' batches, which may differ in size, as those of one batch, in the order of ranks.
+
+        Gradients flow to this rank's own, times `size`. Every rank computes the same loss of them, and the mean of
+        the ranks' gradients, which `DistributedDataParallel` takes, is then the gradient of that loss.
+        """
+        if self.size == 1:
+            return features
+        names = list(features)
+        counts = torch.stack(self._from_all(torch.tensor([len(features[name]) for name in names])))  # (ranks, names)
+        columns = zip(names, counts.T.tolist(), strict=True)
+        rows = {name: self._rows_from_all(features[name], lengths) for name, lengths in columns}
+        return joined_features([{name: parts[rank] for name, parts in rows.items()} for rank in range(self.size)])
+
+    def _from_all(self, own: Tensor) -> list[Tensor]:
+        """Every rank's tensor, all of one shape."""
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        return parts
+
+    def _rows_from_all(self, own: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """Every rank's rows; this rank's own keep their graph."""
+        if max(lengths) == 0:
+            return [own] * self.size
+        padding = (0, 0) * (own.dim() - 1) + (0, max(lengths) - len(own))
+        parts = self._from_all(F.pad(own.detach(), padding).contiguous())
+        parts = [part[:length] for part, length in zip(parts, lengths, strict=True)]
+        parts[self.rank] = self._scaled(own)
+        return parts
+
+    def _scaled(self, own: Tensor) -> Tensor:
+        if not own.requires_grad:
+            return own
+        view = own.view_as(own)  # a hook on `own` itself would scale what else it is used for
+        view.register_hook(lambda gradient: gradient * self.size)
+        return view
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All ranks' rows, of any number, one below the other, in the order of ranks; without gradients."""
+        if self.size == 1:
+            return rows
+        lengths = torch.cat(self._from_all(torch.tensor([len(rows)]))).tolist()
+        return torch.cat(self._rows_from_all(rows.detach(), lengths))
+
+    def collect(self, value) -> list:
+        """Every rank's value, in the order of ranks."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def share(self, value):
+        """Rank 0's value."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of all ranks, number by number. Over the CPU: no rank waits for its GPU."""
+        if self.size > 1:
+            row = torch.tensor(numbers)
+            dist.all_reduce(row, dist.ReduceOp.MAX)
+            return row.tolist()
+        return list(numbers)
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        self.collect(None)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 does this before the others: what it downloads is there for them, what it lacks is their error too."""
+        if not self.is_main:
+            error = self.share(None)
+            if error is not None:
+                raise error
+            yield
+            return
+        try:
+            yield
+        except InputError as error:
+            self.share(error)
+            raise
+        self.share(None)
+
+
+ALONE = World()
+
+
+def join_world(device: torch.device) -> World:
+    """Meet the other processes of the launcher: NCCL between CUDA devices, gloo between CPUs. Alone without a launcher.
+
+    Raises InputError if they do not come.
+    """
+    launch = find_launch()
+    if launch is None:
+        return ALONE
+    if launch.on_this_machine:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on this machine: nobody else is to reach them
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with _impatient(launch):
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def _impatient(launch: Launch) -> Iterator[None]:
+    """Say whom this process waits for, after some seconds; raise InputError if they have not come in the end."""
+    awaited = f"all {launch.size} processes at {launch.address} (this one is rank {launch.rank})"
+    told = Timer(SECONDS_OF_PATIENCE, lambda: print(f"waiting for {awaited}", file=sys.stderr, flush=True))
+    told.daemon = True
+    told.start()
+    try:
+        yield
+    except RuntimeError as error:  # of the store, of the network, of gloo: all are of this type
+        raise InputError(
+            f"{awaited} should have met, and did not ({first_line(error)}): start them all, with the same WORLD_SIZE,"
+            " MASTER_ADDR and MASTER_PORT, or use torchrun"
+        ) from error
+    finally:
+        told.cancel()
+
+
+def leave_world() -> None:
+    """Part from the other processes at the end of all work."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

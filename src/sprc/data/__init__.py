@@ -1,0 +1,1 @@
+"""From image files to tensors: opening, preprocessing, datasets, the feature cache."""

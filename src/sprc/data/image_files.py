@@ -1,0 +1,74 @@
+"""Which image files are there: folders are listed once, and names are found in the lists."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sprc.core.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Of an image of FashionIQ, the first that is there.
+FASHIONIQ_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def file_names(folder: Path) -> list[str]:
+    """The sorted names of what is in a folder; none without a folder. Raises InputError if it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed ({error.strerror}): make it a folder that you can read") from error
+
+
+def fashioniq_image_paths(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """name -> path relative to `root`, with the first of `FASHIONIQ_SUFFIXES` that is there, lower case before others.
+
+    What is no file comes last, a folder or a link to nothing. An image that is not there gets `.png`.
+    """
+    present: dict[str, list[str]] = {}
+    for file in file_names(root / "images"):
+        stem, suffix = os.path.splitext(file)
+        if suffix.lower() in FASHIONIQ_SUFFIXES:
+            present.setdefault(stem, []).append(suffix)
+    return {name: os.path.join("images", _best_file(root / "images", name, present.get(name, []))) for name in names}
+
+
+def _best_file(folder: Path, name: str, suffixes: list[str]) -> str:
+    files = [name + suffix for suffix in sorted(suffixes, key=_preference)]
+    if len(files) > 1:
+        files.sort(key=lambda file: not os.path.isfile(folder / file))
+    return files[0] if files else f"{name}.png"
+
+
+def _preference(suffix: str) -> tuple[bool, int, str]:
+    return suffix != suffix.lower(), FASHIONIQ_SUFFIXES.index(suffix.lower()), suffix
+
+
+def folder_images(folder: Path) -> dict[str, Path]:
+    """Stem -> file of every image in a folder.
+
+    Raises InputError if there is none, if two share a stem, or if a name cannot be written into a file.
+    """
+    if not os.path.isdir(folder):
+        raise InputError(f"no folder {folder}: give the folder of the images")
+    images: dict[str, Path] = {}
+    for path in (folder / name for name in file_names(folder)):
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if not _is_text(path.name):
+            raise InputError(f"{folder}: the name of the file {path.name!a} is not valid UTF-8: rename it")
+        if path.stem in images:
+            raise InputError(f"{path} and {images[path.stem]} share a name: rename one")
+        images[path.stem] = path
+    if not images:
+        raise InputError(f"{folder} has no image ({', '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

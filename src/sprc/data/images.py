@@ -1,0 +1,190 @@
+"""The one way to open an image file: RGB in the stored frame, from the formats that are meant, every fault named.
+
+The stored frame is that of the file's pixels: an EXIF orientation is applied nowhere, as in upstream's code. A TIFF is
+the exception, since Pillow turns it as it opens it, in its size too; it is the same for every reader here.
+"""
+
+import errno
+import logging
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from lavis.processors.rgb import as_rgb
+from sprc.core.errors import ImageError, InputError, first_line
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # with JPEG also MPO, which cameras store as .jpg
+# What Pillow refuses to open. From half of it on, Pillow warns; such an image is read right.
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+FIXES = {
+    errno.EACCES: "make it readable",
+    errno.EPERM: "make it readable",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit of open files",
+}
+NOT_APPLIED = (
+    "It is applied nowhere: training, validation and boxes see the pixels as they are stored. If that is not wanted,"
+    " turn the files first, for example with ImageMagick: mogrify -auto-orient"
+)
+SAVE_AS = "save it as PNG or JPEG"
+PNG_SIGNATURE_BYTES = 8
+PNG_CHUNK_BYTES = 12  # of a chunk, beside its content: length, kind and CRC
+PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # Pillow finds an orientation in each of them
+READERS = 16  # threads of a header pass: they wait for the disk
+
+# Pillow's warnings come with a line of source. Here an image is either read right, or an ImageError says why not.
+for category in (UserWarning, RuntimeWarning):  # the second is that of Image.DecompressionBombWarning
+    warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow's errors go to stderr, without a file's name
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """The whole image in RGB, in the stored frame, without any tag by which a reader could turn it.
+
+    Raises ImageError where the file cannot be read; `naming` tells which file it is.
+    """
+    with _opened(path) as image:
+        image.load()
+        image.info = {}  # before the conversion, which would warn of some kinds of transparency
+        return as_rgb(image)
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of what `open_rgb` gives, from the file's header alone. Raises ImageError likewise."""
+    with _opened(path) as image:
+        return image.size
+
+
+def orientation(path: str | Path) -> int:
+    """The orientation by EXIF or XMP, 1 to 8; 1 if there is none. Raises ImageError as `stored_size`.
+
+    Pixels are decoded only for a PNG with metadata after them.
+    """
+    with _opened(path) as image:
+        return _orientation(image)
+
+
+@contextmanager
+def naming(name: str, path: Path) -> Iterator[None]:
+    """Within this context an ImageError becomes an InputError that names the image."""
+    try:
+        yield
+    except ImageError as error:
+        raise InputError(f"image {name!r} at {path} cannot be read ({error.reason}): {error.fix}") from error
+
+
+def orientations(paths: Iterable[str | Path]) -> list[int | ImageError]:
+    """`orientation` of every file, in order, or the reason why there is none: a pass over the headers, by threads."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(_orientation_or_error, paths))
+
+
+def is_tagged(found: int | ImageError) -> bool:
+    """Whether a file says that its stored frame is not upright."""
+    return found in range(2, 9)
+
+
+def _orientation_or_error(path: str | Path) -> int | ImageError:
+    try:
+        return orientation(path)
+    except ImageError as error:
+        return error
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image file, its header read. Whatever Pillow raises, here or within the context, becomes an ImageError."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("it is no regular file")  # to open a FIFO would wait for its writer
+        if status.st_size == 0:
+            raise ImageError("it is empty")
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise _unidentified(path) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"it has more than {MOST_PIXELS} pixels", "shrink it") from error
+    except OSError as error:
+        raise ImageError(error.strerror or str(error), FIXES.get(error.errno, "copy or download it again")) from error
+    except Exception as error:  # a damaged file makes Pillow's decoders raise errors of many types
+        raise ImageError(f"it is damaged, {type(error).__name__}: {first_line(error)}") from error
+
+
+def _unidentified(path: str | Path) -> ImageError:
+    """What a file is that is no image of `FORMATS`, by its first bytes: no other decoder is run."""
+    with open(path, "rb") as file:
+        start = file.read(16).ljust(16, b"\0")
+    Image.init()
+    fitting = [name for name, (_, accepts) in Image.OPEN.items() if accepts is not None and accepts(start)]
+    if not fitting:
+        return ImageError(f"it is of a format that is not read here, none of {', '.join(FORMATS)}")
+    if fitting[0] in FORMATS:
+        return ImageError(f"it begins like a {fitting[0]}, but is damaged")
+    return ImageError(f"it is of format {fitting[0]}, which is not read here", SAVE_AS)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1
+    if image.format == "PNG" and _has_late_metadata(image.filename):
+        image.load()
+    try:
+        # The class's own: that of PngImageFile decodes the whole image first.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises errors of many types; tags that cannot be read are applied by no one
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _has_late_metadata(path: str) -> bool:
+    """Whether a PNG has metadata after its pixels, which Pillow meets only while it decodes them.
+
+    Goes from chunk to chunk without a buffer, and leaps over the pixels: what the chunks hold is not read.
+    """
+    after_pixels, place = False, PNG_SIGNATURE_BYTES
+    with open(path, "rb", buffering=0) as file:
+        while (chunk := _chunk_at(file, place)) is not None:
+            length, kind = chunk
+            if after_pixels and kind in PNG_METADATA:
+                return True
+            if kind == b"IDAT" and not after_pixels:
+                after_pixels = True
+                place = _last_pixels(file, place, length + PNG_CHUNK_BYTES)
+            else:
+                place += length + PNG_CHUNK_BYTES
+    return False
+
+
+def _chunk_at(file: FileIO, place: int) -> tuple[int, bytes] | None:
+    """(length of the content, kind) of the chunk at `place`; None if there is none."""
+    file.seek(place)
+    head = file.read(8)
+    return struct.unpack(">I4s", head) if len(head) == 8 and head[4:].isalpha() else None
+
+
+def _last_pixels(file: FileIO, place: int, step: int) -> int:
+    """The place of the last chunk of pixels that lies whole steps after the first, at `place`, by bisection: they stand
+    one after another, and all but the last have one length, as every encoder writes them.
+    """
+    low, high = 0, (os.fstat(file.fileno()).st_size - place) // step
+    middle = high  # it is there as a rule
+    while low < high:
+        chunk = _chunk_at(file, place + middle * step)
+        if chunk is not None and chunk[1] == b"IDAT":
+            low = middle
+        else:
+            high = middle - 1
+        middle = (low + high + 1) // 2
+    return place + low * step

@@ -1,0 +1,1 @@
+"""Scores of queries against a gallery, and the evaluation of a checkpoint."""

@@ -1,0 +1,1 @@
+"""Training: configuration, trainer, gradients, state on disk."""

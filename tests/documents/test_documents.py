@@ -1,0 +1,173 @@
+"""What the documents show is true: links and paths exist, flags are known, and commands and code run."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part in ("data", "reference") for part in path.relative_to(ROOT).parts)
+    and path.relative_to(ROOT).parts[:2] != ("models", "weights")
+)
+# Made by a run, given by the user, or upstream's.
+ELSEWHERE = ("data/", "models/", "cirr_dataset/", "fashionIQ_dataset/", "hub_folder", "saved_models/", "http", "~/")
+# These take long, need weights or a network, or run this very suite: their flags are checked, and --help is run.
+LONG = ("auto_train_with_boxes.sh", "train_with_roi_align.sh", "blip_fine_tune_2.py", "blip_validate.py", "run.sh",
+        "cirr_test_submission.py", "get_weights.py", "convert_weights.py", "compare_with_lavis.py",
+        "make_demo_dataset.py", "benchmark_metrics.py", "benchmark_region_cost.py", "benchmark_speed.py",
+        "benchmark_regions.py")  # fmt: skip
+SECTIONS = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+
+
+def blocks(language: str) -> list[str]:
+    """The distinct code blocks of a language in all documents."""
+    found = (block for text in SECTIONS.values() for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
+    return list(dict.fromkeys(found))
+
+
+def shown_commands() -> list[str]:
+    """The distinct command lines, without comments."""
+    lines = (re.sub(r"\s+#.*", "", line).strip() for block in blocks("bash") for line in block.splitlines())
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
+def flags_of(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))
+
+
+@cache
+def help_text(script: str) -> str:
+    runner = [sys.executable] if script.endswith(".py") else ["bash"]
+    answer = subprocess.run([*runner, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def scripts() -> list[str]:
+    folders = (ROOT / "src", ROOT / "roi_align_integration" / "tools", ROOT / "roi_align_integration" / "tests")
+    found = [path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".sh")]
+    named = [path for path in found if "argparse" in path.read_text() or "usage:" in path.read_text()]
+    helpers = ("utils.py", "evaluation_run.py", "check_env.py")
+    return [str(path.relative_to(ROOT)) for path in named if path.name not in helpers]
+
+
+@cache
+def known_flags() -> frozenset:
+    return frozenset(flag for script in scripts() for flag in flags_of(help_text(script))) | {"--help"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_paths_exist(document):
+    text = SECTIONS[document]
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    without_code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    paths = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|sh|md|yaml|txt|json))`", without_code)
+    bases = (ROOT, document.parent, ROOT / "roi_align_integration", ROOT / "src")
+    unknown = [p for p in paths if not p.startswith(ELSEWHERE) and not any((base / p).exists() for base in bases)]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_flags_are_known(document):
+    inline = " ".join(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", SECTIONS[document], flags=re.DOTALL)))
+    assert flags_of(inline) - known_flags() == set()
+
+
+def test_no_sentence_stands_twice():
+    """In the Chinese documents one fact has one home; what is short, a table's row or a command may come again."""
+    seen: dict[str, Path] = {}
+    for path, text in SECTIONS.items():
+        if "roi_align_integration" not in str(path.relative_to(ROOT)).lower():
+            continue
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        for sentence in {part.strip() for part in re.split(r"[。\n|]", prose)}:
+            if len(sentence) >= 16 and re.search(r"[\u4e00-\u9fff]{8}", sentence):
+                assert sentence not in seen, f"{sentence!r} stands in {path.name} and in {seen[sentence].name}"
+                seen[sentence] = path
+
+
+def test_the_two_commands_are_shown():
+    readme = SECTIONS[ROOT / "README.md"]
+    assert "bash roi_align_integration/tools/auto_train_with_boxes.sh --test\n" in readme
+    assert "bash tests/run.sh\n" in readme
+
+
+def test_the_benchmark_tables_are_those_of_their_rows():
+    from benchmark_regions import CONTROLS, CSV
+    from region_table import against, longer_table, markdown, read_rows, trials_table
+
+    rows, summary = read_rows(CSV), SECTIONS[ROOT / "roi_align_integration" / "SUMMARY.md"]
+    reported = [row for row in rows if row.stage == "report"]
+    assert trials_table([row for row in rows if row.stage == "tune"]) in summary
+    if reported:
+        assert markdown(reported) in summary
+        assert all(against(reported, arm, controls) in summary for arm, controls in CONTROLS.items())
+    longer = [row for row in rows if row.stage == "longer"]
+    if longer:
+        assert longer_table(rows) in summary
+        assert markdown(longer) in summary
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """The repository, linked, with a small demo dataset where the documents have theirs."""
+    from generate_cirr_boxes import main as generate_boxes
+    from make_demo_dataset import DemoSettings, make_demo_dataset
+
+    copy = tmp_path_factory.mktemp("documents") / "project"
+    data = copy / "roi_align_integration" / "data"
+    data.mkdir(parents=True)
+    for name in ("src", "tests", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+        (copy / name).symlink_to(ROOT / name)
+    for name in ("tools", "tests"):
+        shutil.copytree(ROOT / "roi_align_integration" / name, data.parent / name)
+    make_demo_dataset(data / "demo_dataset", DemoSettings(24, 40, val_images=12, val_triplets=12, test_images=12,
+                                                          test_triplets=6))  # fmt: skip
+    shutil.copytree(data / "demo_dataset", copy / "cirr_dataset")
+    generate_boxes(["--cirr-root", str(copy / "cirr_dataset"), "--output", str(data / "cirr_boxes_train.json")])
+    return copy
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_commands_run(command, checkout):
+    words = command.split()
+    if words[0] in ("export", "pip"):
+        return
+    if words[:3] == ["python", "-m", "pytest"]:
+        assert (ROOT / words[3]).is_file()
+        return
+    runner, script, *rest = [word for word in words if not word.startswith("--nproc")]  # torchrun's own flag
+    assert (ROOT / script).is_file()
+    assert flags_of(" ".join(rest)) - flags_of(help_text(script) if rest else "") == set()
+    if script.endswith(LONG):
+        assert help_text(script) or not rest
+        return
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [sys.executable if runner == "python" else runner, script, *rest]
+    answer = subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0][:40])
+def test_code_runs(code, checkout):
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run([sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("text", blocks("json"))
+def test_example_files_are_box_files(text, tmp_path):
+    from lavis.datasets.region_boxes import load_boxes
+
+    (tmp_path / "boxes.json").write_text(text)
+    assert list(load_boxes(tmp_path / "boxes.json")) == [name for name in json.loads(text) if name != "__frame__"]

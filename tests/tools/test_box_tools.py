@@ -1,0 +1,391 @@
+"""The tools that make boxes: what saliency finds, how a run goes on, what is said of broken images, YOLO for real."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import generate_cirr_boxes
+import numpy as np
+import pytest
+from demo_scenes import COLOURS
+from generate_boxes_example import main as make_example
+from generate_cirr_boxes import main as generate
+from generate_cirr_boxes import read_progress
+from make_demo_dataset import DemoSettings, make_demo_dataset
+from PIL import Image
+from saliency_boxes import otsu_threshold, saliency_boxes, spectral_residual
+from training_flags import at_once
+
+from lavis.datasets.region_boxes import load_boxes
+from sprc.core.errors import InputError
+
+
+def iou(a, b) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def share_found(found: dict, expected: dict) -> float:
+    """The share of expected boxes that a found one covers at an IoU of 0.5."""
+    hits = [
+        any(iou(region.box, other.box) >= 0.5 for other in found[name])
+        for name, regions in expected.items()
+        for region in regions
+    ]
+    return sum(hits) / len(hits)
+
+
+def run(tmp_path, *flags, name="boxes.json", workers="0"):
+    output = tmp_path / name
+    generate([*flags, "--output", str(output), "--num-workers", workers])
+    return load_boxes(output)
+
+
+def test_saliency_finds_most_objects_of_the_demo_dataset(demo, tmp_path):
+    found = run(tmp_path, "--cirr-root", str(demo))
+    share = share_found(found, load_boxes(demo / "boxes" / "cirr_boxes_train.json"))
+    print(f"objects found at IoU 0.5: {100 * share:.1f} %")
+    assert share > 0.9
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_two_that_make_one_box_file_at_once(demo, tmp_path, attempt):
+    output = tmp_path / "boxes.json"
+    flags = ["--cirr-root", str(demo), "--output", str(output), "--num-workers", "1"]
+    said = at_once(generate_cirr_boxes.__file__, flags)
+    assert sum("is there, made in this way" in out for out in said) == 1
+    assert load_boxes(output).keys() == load_boxes(demo / "boxes" / "cirr_boxes_train.json").keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.json", "boxes.json.made"]
+
+
+def test_saliency_before_a_cluttered_background(tmp_path):
+    """That of the region benchmark, where the share of boxes that hold an object decides what they are worth."""
+    small = {"triplets": 8, "val_images": 6, "val_triplets": 2, "test_images": 6, "test_triplets": 2}
+    make_demo_dataset(tmp_path / "demo", DemoSettings(images=240, **small, difficulty="cluttered"))
+    found = run(tmp_path, "--cirr-root", str(tmp_path / "demo"))
+    expected = load_boxes(tmp_path / "demo" / "boxes" / "cirr_boxes_train.json")
+    recall, precision = share_found(found, expected), share_found(expected, found)
+    print(f"IoU 0.5: {100 * recall:.1f} % of the objects found, {100 * precision:.1f} % of the boxes hold one")
+    assert recall > 0.5
+    assert precision > 0.4
+
+
+def test_saliency_on_photographs(shared, tmp_path):
+    found = run(tmp_path, "--images", str(shared / "photos" / "cards"))
+    share = share_found(found, load_boxes(shared / "photos" / "cards_boxes.json"))
+    print(f"cards found at IoU 0.5: {100 * share:.1f} %")
+    assert share > 0.4
+
+
+def test_saliency_is_quick_at_cirrs_size():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (375, 500, 3), dtype=np.uint8))
+    image.paste(COLOURS["red"], (100, 100, 220, 260))
+    start = time.process_time()
+    for _ in range(10):
+        found = saliency_boxes(image)
+    rate = 10 / (time.process_time() - start)
+    print(f"{rate:.0f} images a second of CPU time")
+    assert rate > 10
+    assert iou(found[0].box, (0.2, 100 / 375, 0.44, 260 / 375)) > 0.8
+
+
+def test_limits_and_order(demo):
+    image = Image.new("RGB", (200, 100), "white")
+    for i, side in enumerate((10, 20, 30, 24)):
+        image.paste((200, 0, 40 * i), (10 + 48 * i, 30, 10 + 48 * i + side, 30 + side))
+    regions = saliency_boxes(image, min_area=0.01)
+    areas = [(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]) for r in regions]
+    assert len(regions) == 3
+    assert areas == sorted(areas, reverse=True)
+    assert len(saliency_boxes(image, min_area=0.01, max_boxes=2)) == 2
+    assert all(0 < region.score <= 1 for region in regions)
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("RGB", (50, 40), "grey"), Image.new("L", (1, 1)), Image.new("P", (3, 900))]
+)
+def test_plain_and_odd_images_have_no_box(image):
+    assert saliency_boxes(image) == []
+
+
+def test_the_residual_stands_out_where_the_image_does():
+    channel = np.random.default_rng(0).normal(0, 0.05, (48, 64))
+    channel[20:26, 30:36] += 1
+    row, column = np.unravel_index(spectral_residual(channel).argmax(), channel.shape)
+    assert 17 <= row <= 29
+    assert 27 <= column <= 39
+
+
+def test_otsu_parts_two_classes():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0.2, 0.02, 500), rng.normal(0.8, 0.02, 100)])
+    assert 0.25 < otsu_threshold(values) < 0.75
+    assert otsu_threshold(np.zeros(9)) >= 0
+
+
+def test_the_number_of_workers_changes_nothing(demo, tmp_path):
+    assert run(tmp_path, "--cirr-root", str(demo)) == run(
+        tmp_path, "--cirr-root", str(demo), name="other.json", workers="2"
+    )
+
+
+def test_all_splits_and_the_first_images(demo, tmp_path):
+    paths = generate(["--cirr-root", str(demo), "--all-splits", "--max-images", "4", "--output", str(tmp_path)])
+    assert [path.name for path in paths] == [f"cirr_boxes_{split}.json" for split in ("train", "val", "test1")]
+    assert all(len(load_boxes(path)) == 4 for path in paths)
+
+
+def test_the_images_of_the_first_triplets(demo, tmp_path):
+    found = run(tmp_path, "--cirr-root", str(demo), "--max-triplets", "2")
+    entries = json.loads((demo / "cirr" / "captions" / "cap.rc2.train.json").read_text())[:2]
+    assert set(found) == {entry[key] for entry in entries for key in ("reference", "target_hard")}
+    with pytest.raises(InputError, match="--split train"):
+        generate(["--cirr-root", str(demo), "--max-triplets", "2", "--split", "val"])
+
+
+def test_a_broken_image_is_reported_and_the_run_goes_on(demo_copy, tmp_path, capsys):
+    broken = next((demo_copy / "dev").iterdir())
+    broken.write_bytes(broken.read_bytes()[:60])
+    found = run(tmp_path, "--cirr-root", str(demo_copy), "--split", "val")
+    said = capsys.readouterr()
+    assert broken.stem not in found
+    assert len(found) == 17
+    assert f"image {broken.stem!r} at {broken} left out: " in said.err
+    assert re.search(r"left out, broken +1\n", said.out)
+
+
+def test_an_interrupted_run_goes_on(demo, tmp_path, monkeypatch, capsys):
+    import generate_cirr_boxes
+
+    original, seen = generate_cirr_boxes.boxes_of_file, []
+
+    def interrupted(path, **limits):
+        seen.append(path)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return original(path, **limits)
+
+    monkeypatch.setattr(generate_cirr_boxes, "boxes_of_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--cirr-root", str(demo))
+    progress = tmp_path / "boxes.json.progress"
+    with progress.open("a") as file:
+        file.write('{"name": "cut o')  # a line that was being written
+    assert not (tmp_path / "boxes.json").exists()
+    found = run(tmp_path, "--cirr-root", str(demo))
+    assert "5 of 24 images are done already" in capsys.readouterr().out
+    assert len(seen) == 6 + 19
+    assert not progress.exists()
+    monkeypatch.undo()
+    assert found == run(tmp_path, "--cirr-root", str(demo), name="whole.json")
+
+
+def test_a_finished_file_is_not_made_again_nor_overwritten(demo, tmp_path, capsys):
+    run(tmp_path, "--cirr-root", str(demo))
+    stamp = (tmp_path / "boxes.json").stat().st_mtime_ns
+    run(tmp_path, "--cirr-root", str(demo))
+    assert "is there, made in this way" in capsys.readouterr().out
+    assert (tmp_path / "boxes.json").stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match="--overwrite"):
+        run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1")
+    assert max(map(len, run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1", "--overwrite").values())) == 1
+
+    assert run(tmp_path, "--cirr-root", str(demo), "--max-boxes", "1", "--overwrite")
+    assert "is there" not in capsys.readouterr().out
+
+
+def test_other_images_under_the_same_names_are_not_taken_for_the_old_ones(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, corner in (("a", 10), ("b", 40)):
+        image = Image.new("RGB", (100, 100), "white")
+        image.paste("red", (corner, corner, corner + 30, corner + 30))
+        image.save(images / f"{name}.png")
+    first = run(tmp_path, "--images", str(images))
+    Image.effect_noise((100, 100), 64).save(images / "a.png")
+    with pytest.raises(InputError, match="not made in this way of these images: --overwrite"):
+        run(tmp_path, "--images", str(images))
+    assert run(tmp_path, "--images", str(images), "--overwrite")["a"] != first["a"]
+
+
+def test_wrong_input_is_answered(tmp_path, demo):
+    for flags, part in (
+        (["--images", str(tmp_path / "none")], "no folder"),
+        (["--images", str(tmp_path)], "has no image"),
+        (["--cirr-root", str(tmp_path / "none")], "--data-path"),
+        (["--cirr-root", str(demo), "--confidence", "2"], "--confidence"),
+        (["--images", str(demo), "--all-splits"], "--all-splits"),
+    ):
+        with pytest.raises(InputError, match=part):
+            generate([*flags, "--output", str(tmp_path / "b.json")])
+    for suffix in ("png", "jpg"):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(InputError, match="share a name"):
+        generate(["--images", str(tmp_path), "--output", str(tmp_path / "b.json")])
+
+
+def test_example_boxes(demo, tmp_path):
+    flags = ["--cirr-root", str(demo), "--output", str(tmp_path / "b.json"), "--boxes", "2"]
+    make_example([*flags, "--kind", "random"])
+    first = load_boxes(tmp_path / "b.json")
+    assert len(first) == 24
+    assert all(len(regions) == 2 for regions in first.values())
+    make_example([*flags, "--kind", "random"])
+    assert load_boxes(tmp_path / "b.json") == first
+    make_example([*flags, "--kind", "grid"])
+    assert [r.box for r in load_boxes(tmp_path / "b.json")["train-0-0-img0"]] == [
+        (0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1)]  # fmt: skip
+    make_example([*flags, "--kind", "ground-truth"])
+    assert load_boxes(tmp_path / "b.json") == load_boxes(demo / "boxes" / "cirr_boxes_train.json")
+    (tmp_path / "cirr" / "image_splits").mkdir(parents=True)
+    (tmp_path / "cirr" / "image_splits" / "split.rc2.train.json").write_text('{"a": "./train/0/a.png"}')
+    with pytest.raises(InputError, match="no exact boxes"):
+        make_example(["--cirr-root", str(tmp_path), "--kind", "ground-truth"])
+
+
+def test_what_regions_cost_is_measured(capsys):
+    from benchmark_region_cost import main as benchmark
+
+    ratios = benchmark(["--batch-size", "2", "--repeats", "1", "--device", "cpu"])
+    assert list(ratios) == ["loading", "forward", "training step"]
+    assert all(ratio > 0 for ratio in ratios.values())
+    assert "with regions" in capsys.readouterr().out
+
+
+def test_speed_is_measured(tmp_path, capsys):
+    from benchmark_speed import main as benchmark
+    from benchmark_speed import whole_training
+
+    table, rows = tmp_path / "table.md", ["upstream", "cached+regions", "validation"]
+    flags = ["--backbone", "tiny", "--batch-size", "2", "--steps", "1", "--threads", "1", "--device", "cpu"]
+    found = benchmark([*flags, "--folder", str(tmp_path / "data"), "--table", str(table), "--rows", *rows])
+    assert set(found) == {"prepare", *rows}
+    assert all(found[row]["rate"] > 0 and found[row]["gib"] > 0 for row in rows)
+    assert all(0 < found[row]["share"] < 1 and found[row]["precision"] == "float32" for row in rows[:2])
+    assert table.read_text().splitlines()[2:] == capsys.readouterr().out.splitlines()[-4:-1]
+    parts = {
+        "build": {"rate": 19236 / 60},
+        "cached": {"rate": 50 * 28225 / 120},
+        "validation": {"rate": 4181 * 50 / 60},
+    }
+    assert "rows: 4.0 minutes (cache 1.0, training 2.0, validation 1.0)" in whole_training(parts)
+
+
+def test_only_rows_from_the_cache_take_its_place(tmp_path):
+    from speed_rows import Row
+
+    from sprc.core.runtime import choose_runtime
+
+    flags = {"folder": tmp_path, "steps": 1, "micro_batch": None, "num_workers": 0, "cache_device": "cuda"}
+    for name, place in {"upstream": "cpu", "plain+regions": "cpu", "cached": "cuda", "validation": "cuda"}.items():
+        row = Row(Namespace(row=name, **flags), 2, choose_runtime("cpu"))
+        assert row.config.cache_device == place
+
+
+def test_upstreams_way_has_the_same_numbers(small_yaml):
+    from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
+    from upstream_way import go_upstreams_way
+
+    from sprc.training.gradients import Gradients
+
+    ours, theirs = make_model(small_yaml), make_model(small_yaml)
+    go_upstreams_way(theirs)
+    results = [(Gradients(m)(make_samples(), weights_of(None)), gradients_of(m)) for m in (ours, theirs)]
+    assert_same_step(*results)
+
+
+# --- YOLO -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_ultralytics_that_does_not_load_is_not_to_be_installed_again(tmp_path, monkeypatch):
+    from yolo_boxes import import_ultralytics
+
+    (tmp_path / "ultralytics.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "ultralytics", raising=False)
+    with pytest.raises(InputError, match=r"libGL\.so\.1.* apt install libgl1"):
+        import_ultralytics()
+
+
+def test_yolo_without_ultralytics_says_how_to_get_it(demo, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(InputError, match="pip install ultralytics"):
+        run(tmp_path, "--cirr-root", str(demo), "--method", "yolo")
+
+
+@pytest.fixture
+def yolo_weights(tmp_path):
+    """A YOLO of random weights, saved as ultralytics saves; skips where it is not installed."""
+    pytest.importorskip("ultralytics", reason="ultralytics is not installed: pip install ultralytics")
+    from yolo_boxes import import_ultralytics
+
+    ultralytics = import_ultralytics()
+    model = ultralytics.YOLO("yolov8n.yaml")
+    model.save(str(tmp_path / "random.pt"))
+    return tmp_path / "random.pt"
+
+
+def test_yolo_for_real(demo, yolo_weights, tmp_path):
+    flags = ["--cirr-root", str(demo), "--yolo-weights", str(yolo_weights), "--device", "cpu", "--batch-size", "5"]
+    any_score = [*flags, "--confidence", "0", "--min-area", "0"]
+    found = run(tmp_path, *any_score, "--method", "yolo")
+    regions = [region for of_image in found.values() for region in of_image]
+    assert len(found) == 24
+    assert regions, "random weights score everything about equally: some boxes pass a confidence of 0"
+    assert all(region.label and 0 <= region.score <= 1 for region in regions)
+    nothing = run(tmp_path, *flags, "--confidence", "1", "--method", "yolo", name="none.json")
+    assert not any(nothing.values())
+    hybrid = run(tmp_path, *flags, "--confidence", "1", "--method", "hybrid", name="hybrid.json")
+    assert hybrid == run(tmp_path, "--cirr-root", str(demo), name="saliency.json")
+
+
+def test_a_pickle_is_refused(demo, yolo_weights, tmp_path):
+    import pickle
+
+    class Code:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(pickle.dumps({"model": Code()}))
+    with pytest.raises(InputError, match="cannot be used"):
+        run(tmp_path, "--cirr-root", str(demo), "--method", "yolo", "--yolo-weights", str(evil))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b'{"name": "a"}', b'{"name": "a", "regions": [{"x": 1}]}', b'"\xff"', b"7"]
+)
+def test_a_damaged_progress_file_is_named(tmp_path, line):
+    path = tmp_path / "boxes.json.progress"
+    good = b'{"name": "b", "regions": [], "method": "saliency", "error": ""}'
+    path.write_bytes(b"recipe\n" + good + b"\n" + line + b"\n")
+    with pytest.raises(InputError, match=r"boxes\.json\.progress, line 3,? .*remove the file"):
+        read_progress(path, "recipe")
+    path.write_bytes(b"recipe\n" + good + b"\n" + line)  # cut off: it is made again
+    assert list(read_progress(path, "recipe")) == ["b"]
+
+
+def test_boxes_that_are_made_are_found_on_a_disk_that_can_be_read_alone(demo, small_disk):
+    flags = ["--cirr-root", str(demo), "--num-workers", "0", "--output", str(small_disk("4m") / "boxes.json")]
+    (path,) = generate(flags)
+    subprocess.run(["mount", "-o", "remount,ro", str(path.parent)], check=True)
+    assert generate(flags) == [path]
+    with pytest.raises(InputError, match="Read-only file system"):
+        generate([*flags, "--overwrite"])
+
+
+def test_a_disk_that_is_full_of_boxes_is_one_line(demo, small_disk):
+    disk = small_disk("64k")
+    flags = ["--cirr-root", str(demo), "--num-workers", "0", "--output", str(disk / "boxes.json")]
+    (disk / "filler").write_bytes(bytes(64 * 1024 - 4096))
+    with pytest.raises(InputError, match=r"boxes\.json\.progress cannot be written \(No space left on device\): free"):
+        generate(flags)
+    (disk / "filler").unlink()
+    assert len(load_boxes(*generate(flags))) == 24
