@@ -1,101 +1,95 @@
-"""What the two evaluation scripts share: their flags, and the model that they evaluate."""
+"""Evaluate a model: encode gallery and queries, score them, and take the metrics of each task."""
 
-import argparse
-from dataclasses import fields
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable
 
-from sprc.core.command_line import add_cache_flags, user_path
-from sprc.core.errors import InputError
-from sprc.core.files import read_json
-from sprc.training.config import SETTINGS_FILE, TrainConfig, find_preset
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from tqdm import tqdm
 
-DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
-# What a checkpoint was trained with, and is evaluated with where no flag says otherwise.
-OF_RUN = {"blip_model_name": str, "backbone": str, "transform": str, "target_ratio": int | float}
-
-
-def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Every flag but `--model-path` stores under the name of a field of `TrainConfig`, which holds its default; that of
-    `OF_RUN` is the checkpoint's run's, where its folder is there.
-    """
-    model = parser.add_argument_group("model")
-    model.add_argument("--model-path", type=user_path, required=True, help="checkpoint (.pt) to evaluate")
-    model.add_argument("--blip-model-name", help="registered name of the model")
-    model.add_argument("--backbone", help="pretrain, pretrain_vitL, tiny, or the path of a model's YAML file")
-    model.add_argument("--drop-region-proj", action="store_true", help="leave out a region_proj of another shape")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data-path", type=user_path, help="folder of the dataset (default: as for training)")
-    data.add_argument("--transform", choices=("targetpad", "squarepad"), help="how an image is padded")
-    data.add_argument("--target-ratio", type=float, help="targetpad: longer images are padded to this ratio")
-    data.add_argument("--num-workers", type=int, help="processes that load images")
-    add_cache_flags(data)
-    run = parser.add_argument_group("evaluation")
-    run.add_argument("--batch-size", type=int, help="images, or queries, at a time")
-    run.add_argument("--device", help="auto, cpu, cuda or cuda:N")
-    run.add_argument(
-        "--precision",
-        choices=("auto", "fp16", "bf16", "fp32"),
-        help="autocast; auto is fp32 as upstream, but for the ViT",
-    )
-    run.add_argument("--memory-mib", type=float, help="bound on the ranking's temporary memory, in MiB")
-    names = {action.dest for action in parser._actions} - set(OF_RUN)
-    parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in names and name != "dataset"})
+from sprc.benchmarks.benchmark import Metrics, RetrievalTask, Validation
+from sprc.core.process_group import World
+from sprc.core.runtime import Runtime
+from sprc.data.batches import make_loader
+from sprc.retrieval.options import Scoring
+from sprc.retrieval.scores import gallery_scores
 
 
-def evaluation_config(arguments: dict, dataset: str = "CIRR") -> TrainConfig:
-    """The fields of `TrainConfig` among the arguments, and of the checkpoint's run.
+class Evaluator:
+    """A model with its processor of sentences, and how it scores: `score` a task, `evaluate` a validation."""
 
-    Raises InputError for an unknown dataset, or no checkpoint.
-    """
-    find_preset(dataset)
-    if not arguments["model_path"].is_file():
-        raise InputError(f"no checkpoint at {arguments['model_path']}: give the path of a .pt file as --model-path")
-    given = {name: value for name, value in arguments.items() if name in DEFAULTS and name != "dataset"}
-    given = {name: value for name, value in given.items() if name not in OF_RUN or value is not None}
-    return TrainConfig(dataset=dataset, **settings_of_run(arguments["model_path"]) | given)
+    def __init__(self, model: nn.Module, process_caption: Callable[[str], str], scoring: Scoring, runtime: Runtime):
+        self.model, self.process_caption, self.scoring, self.runtime = model, process_caption, scoring, runtime
 
+    @property
+    def world(self) -> World:
+        return self.runtime.world
 
-def settings_of_run(model_path: Path) -> dict:
-    """`OF_RUN` as the run of a checkpoint in `<run>/saved_models` had them; {} for a checkpoint from elsewhere."""
-    path = model_path.absolute().parent.parent / SETTINGS_FILE
-    if not path.is_file():
-        return {}
-    saved = read_json(path, dict, "remove it, and give the flags of the run", paths=True)
-    from sprc.training.run_inputs import kept_backbone  # heavy: torch
+    def evaluate(self, validation: Validation) -> Metrics:
+        """The metrics of a validation, in percent, task by task; the same on every rank."""
+        metrics = {}
+        for name, task in validation.tasks.items():
+            scores = self.score(task)
+            metrics[name] = task.metrics(scores) if self.world.is_main else {}
+        return self.world.share(validation.summary(metrics) if self.world.is_main else {})
 
-    found = {name: saved[name] for name in OF_RUN if name in saved} | kept_backbone(path.parent)
-    wrong = [name for name, value in found.items() if not isinstance(value, OF_RUN[name])]
-    if wrong:
-        raise InputError(f"{path}: {wrong[0]} is {found[wrong[0]]!r}: remove the file, and give the flags of the run")
-    print("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
-    return found
+    @torch.no_grad()
+    def score(self, task: RetrievalTask) -> Tensor:
+        """Scores (Q, N) of every query against every gallery image, float32, on the CPU; on rank 0, (0, N) elsewhere.
 
+        The gallery passes once, and a query is encoded as its reference passes: nothing larger than a batch of raw
+        image tokens is ever kept. Every rank encodes its share of the gallery.
+        """
+        self.model.eval()
+        share = range(self.world.rank, len(task.gallery), self.world.size)
+        with self.runtime.autocast(self.runtime.scoring):
+            targets, queries = self._encode(task, share)
+        no_rows = self._no_rows()  # of this rank, if its share is empty or holds no query's reference
+        places = torch.tensor(share, dtype=torch.long)  # without the type those of no image would be floats
+        numbers = torch.tensor(list(queries), dtype=torch.long)
+        columns = self._in_order(torch.cat([no_rows.to(self._kept_on), *targets]), places)  # (N, Q, E)
+        rows = self._in_order(torch.stack([*queries.values()]) if queries else no_rows[:, 0], numbers)
+        return gallery_scores(rows if self.world.is_main else rows[:0], columns, self.scoring.memory_mib)
 
-def memory_cure(config: TrainConfig) -> str:
-    """What to say where an evaluation's memory ran out."""
-    return f"{config.batch_size} images at a time are too much for the memory: lower --batch-size"
+    @property
+    def _kept_on(self) -> torch.device:
+        return torch.device("cpu") if self.scoring.save_memory else self.runtime.device
 
+    def _encode(self, task: RetrievalTask, share: range) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """The target tokens (n, Q, E) of each batch of the gallery's share, and query number -> feature (E,)."""
+        queries_of = defaultdict(list)
+        for number, name in enumerate(task.reference_names):
+            queries_of[name].append(number)
+        sentences = [self.process_caption(sentence) for sentence in task.sentences]
+        loader = make_loader(
+            Subset(task.gallery, share), self.scoring.batch_size, self.scoring.num_workers, self.runtime.device
+        )
+        targets, queries = [], {}
+        for names, images in tqdm(loader, desc="gallery", dynamic_ncols=True, leave=False):
+            loaded = task.gallery.on_device(images, self.runtime.device)
+            features, image_embeds = self.model.extract_target_features(loaded)
+            targets.append(features.to(self._kept_on))
+            pairs = [(query, row) for row, name in enumerate(names) for query in queries_of.get(name, ())]
+            queries |= self._encode_queries(pairs, image_embeds, sentences)
+        return targets, queries
 
-def load_evaluated(config: TrainConfig, model_path: Path):
-    """The checkpoint's model in eval mode -> (model, its eval caption processor, runtime)."""
-    from lavis.models import load_model_and_preprocess
-    from sprc.core.runtime import choose_runtime
+    def _encode_queries(
+        self, pairs: list[tuple[int, int]], image_embeds: Tensor, sentences: list[str]
+    ) -> dict[int, Tensor]:
+        """The features (E,) of queries; `pairs` are the number of a query and the row of its reference in the batch."""
+        features: dict[int, Tensor] = {}
+        for first in range(0, len(pairs), self.scoring.batch_size):
+            queries, rows = zip(*pairs[first : first + self.scoring.batch_size], strict=True)
+            encoded = self.model.extract_query_features(image_embeds[list(rows)], [sentences[q] for q in queries])
+            features |= dict(zip(queries, encoded, strict=True))
+        return features
 
-    runtime = choose_runtime(config.device, config.precision)
-    model, _, txt_processors = load_model_and_preprocess(
-        config.blip_model_name,
-        config.backbone,
-        is_eval=True,
-        device=runtime.device,
-        weights=str(model_path),
-        drop_region_proj=config.drop_region_proj,
-    )
-    return model, txt_processors["eval"], runtime
+    def _no_rows(self) -> Tensor:
+        """(0, Q, E): the target tokens of no image."""
+        config = self.model.config
+        return torch.zeros(0, config.qformer.num_query_token, config.embed_dim, device=self.runtime.device)
 
-
-def evaluation_preprocess(config: TrainConfig):
-    """The preprocess pipeline of the flags, for the backbone's input size."""
-    from lavis.models.model_config import load_config
-    from sprc.data.preprocess import build_preprocess
-
-    return build_preprocess(config.transform, config.target_ratio, load_config(config.backbone).vision.image_size)
+    def _in_order(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """All ranks' rows in the order of their numbers, which are 0, 1, 2 ... over all ranks."""
+        return self.world.gather(rows)[self.world.gather(numbers).argsort().to(rows.device)]

@@ -1,21 +1,25 @@
-"""Which run goes on, and with which settings."""
+"""Which run continues, and with which settings."""
 
+import logging
 from dataclasses import fields
 from pathlib import Path
 
 from sprc.core.command_line import absolute
 from sprc.core.errors import InputError
-from sprc.core.files import read_json
-from sprc.training.config import FREE_TO_CHANGE, SETTINGS_FILE, STATE_FILE, TrainConfig, is_yaml
+from sprc.core.reading import read_json
+from sprc.retrieval.checkpoint_run import SETTINGS_FILE, kept_backbone
+from sprc.retrieval.options import is_yaml
+from sprc.training.config import FREE_TO_CHANGE, STATE_FILE, TrainConfig
 from sprc.training.run_inputs import (
     BACKBONE,
     BOXES,
     changed_inputs,
     file_fingerprint,
     input_fingerprints,
-    kept_backbone,
 )
 from sprc.training.run_state import read_state
+
+log = logging.getLogger(__name__)
 
 PLACES = ("data_path", "box_file")
 PATHS = (*PLACES, "output_folder")
@@ -28,7 +32,7 @@ def named_run(resume: str) -> Path:
     """The folder that `--resume` names. Raises InputError if it holds no run."""
     folder = absolute(resume)
     if not (folder / STATE_FILE).is_file():
-        raise InputError(f"--resume {folder}: there is no {STATE_FILE}; give the folder of a run that had begun")
+        raise InputError(f"`resume` {folder}: there is no {STATE_FILE}; give the folder of a run that had begun")
     return folder
 
 
@@ -46,31 +50,32 @@ def find_run(config: TrainConfig) -> Path | None:
             return folder
         last = last or f"{folder.name} differs in {', '.join(differences)}"
     if last:
-        print(f"--resume auto: a new run begins; {last}", flush=True)
+        log.info(f"`resume` auto: a new run begins; {last}")
     return None
 
 
 def _differences(run_folder: Path, config: TrainConfig) -> list[str]:
-    """What of a run differs from what is asked for, but for the flags that may; data and boxes in another place are
-    other ones here, and another precision is another run.
+    """What of a run differs from what is asked for, but for the settings that may.
+
+    Another folder of data, another box file and another precision count as differences here.
     """
     path = run_folder / SETTINGS_FILE
     try:
         saved = read_json(path, dict, "remove the folder", paths=True)
     except InputError as error:
-        print(f"--resume auto leaves out {run_folder}: {error}", flush=True)
+        log.info(f"`resume` auto leaves out {run_folder}: {error}")
         return [f"{SETTINGS_FILE}, which cannot be read"]
     free = {*FREE_TO_CHANGE} - SAME_FOR_AUTO
-    wanted = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
-    flags = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if not _same(name, value, saved.get(name))]
+    wanted = {name: value for name, value in config.settings().items() if name not in free}
+    settings = [f"`{name}`" for name, value in wanted.items() if not _same(name, value, saved.get(name))]
     inputs = saved.get("inputs")
-    return flags + changed_inputs(inputs if isinstance(inputs, dict) else {}, input_fingerprints(config))
+    return settings + changed_inputs(inputs if isinstance(inputs, dict) else {}, input_fingerprints(config))
 
 
 def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
     """The settings of a run, with those of `given` that may change.
 
-    The run keeps its plan: if `given` has another `num_epochs`, learning rate and region weight go on as they were
+    The run keeps its plan: if `given` has another `num_epochs`, learning rate and region weight continue as they were
     planned for the number that the run began with. Raises InputError that names every other flag of `given` whose
     value is not the run's, or the inputs that are others.
     """
@@ -79,13 +84,13 @@ def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
     known = {field.name for field in fields(TrainConfig)}
     parts = (state.get("inputs"), state.get("optimization"))
     if set(saved) != known or not all(isinstance(part, dict) for part in parts) or "steps" not in parts[1]:
-        raise InputError(f"{run_folder} was made by another version of this project: it cannot go on here")
+        raise InputError(f"{run_folder} was made by another version of this project: it cannot continue here")
     saved |= {name: Path(saved[name]) for name in PATHS if saved[name] is not None} | kept_backbone(run_folder)
     bound = given.keys() - ({*FREE_TO_CHANGE} - {CACHE})
     changed = [name for name in given if name in bound and not _same(name, given[name], saved[name])]
     if changed:
-        flags = ", ".join(f"--{name.replace('_', '-')} {given[name]} (the run: {saved[name]})" for name in changed)
-        raise InputError(f"--resume {run_folder}: {flags}: leave out what differs, or start another run")
+        settings = ", ".join(f"`{name}` {given[name]} (the run: {saved[name]})" for name in changed)
+        raise InputError(f"`resume` {run_folder}: {settings}: leave out what differs, or start another run")
     free = {name: value for name, value in given.items() if name in FREE_TO_CHANGE}
     planned = saved["planned_epochs"] or saved["num_epochs"]
     config = TrainConfig(**saved | free | {"planned_epochs": planned})
@@ -100,13 +105,13 @@ def _check_inputs(run_folder: Path, before: dict[str, str | None], config: Train
     if not changed:
         return
     if BOXES in changed:
-        what, fix = f"{config.box_file} holds other boxes than that run was trained with", "its file by --box-file"
+        what, fix = f"{config.box_file} holds other boxes than that run was trained with", "its file by `box_file`"
     elif BACKBONE in changed:
-        what, fix = f"{config.backbone} is not the backbone that run was trained with", "the old one by --backbone"
+        what, fix = f"{config.backbone} is not the backbone that run was trained with", "the old one by `backbone`"
     else:
         where = config.data_path or "this project's folder of the dataset"
-        what, fix = f"{', '.join(changed)} in {where} are not those of that run", "its data by --data-path"
-    raise InputError(f"--resume {run_folder}: {what}: give {fix}, or start another run")
+        what, fix = f"{', '.join(changed)} in {where} are not those of that run", "its data by `data_path`"
+    raise InputError(f"`resume` {run_folder}: {what}: give {fix}, or start another run")
 
 
 def _same(name: str, value, saved) -> bool:

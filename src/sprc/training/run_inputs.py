@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 
 from lavis.models.model_config import kept_vocabulary, load_config
-from sprc.benchmarks.dataset_catalog import annotation_files
 from sprc.core.files import atomic_writer
-from sprc.training.config import BACKBONE_FILE, TrainConfig, is_yaml
+from sprc.retrieval.checkpoint_run import BACKBONE_FILE
+from sprc.retrieval.options import is_yaml
+from sprc.training.config import TrainConfig
 
 VOCABULARY_FILE = "vocab.txt"
 BOXES, BACKBONE = "the boxes in the file", "the backbone's YAML file"
@@ -23,7 +24,9 @@ def file_fingerprint(path: Path | None) -> str | None:
 def input_fingerprints(config: TrainConfig) -> dict[str, str | None]:
     """What a run reads -> its fingerprint: every annotation file by its place in the dataset, boxes, own backbone."""
     backbone = Path(config.backbone) if is_yaml(config.backbone) else None
-    files = annotation_files(config) | {BOXES: config.box_file, BACKBONE: backbone}
+    root = config.benchmark.root
+    annotations = {path.relative_to(root).as_posix(): path for path in config.benchmark.annotation_files()}
+    files = annotations | {BOXES: config.box_file, BACKBONE: backbone}
     return {name: file_fingerprint(path) for name, path in files.items()}
 
 
@@ -49,9 +52,3 @@ def keep_backbone(config: TrainConfig, run_folder: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as original, atomic_writer(target) as file:
         shutil.copyfileobj(original, file)
-
-
-def kept_backbone(run_folder: Path) -> dict[str, str]:
-    """`{"backbone": path}` of the YAML that a run keeps; {} for a run with a backbone of this project."""
-    kept = run_folder / BACKBONE_FILE
-    return {"backbone": str(kept)} if kept.is_file() else {}

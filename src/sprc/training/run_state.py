@@ -74,7 +74,7 @@ def save_state(
     if not world.is_main:
         return
     state = {
-        "config": {name: _plain(value) for name, value in asdict(config).items()},
+        "config": {name: _plain(value) for name, value in config.settings().items()},
         "frozen": frozen_fingerprint(model),
         "inputs": input_fingerprints(config),
         "model": {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)},
@@ -105,11 +105,11 @@ def _text(path: Path) -> str | None:
 
 
 def read_state(run_folder: Path) -> dict:
-    """The state of a run. Raises InputError where there is none, or it is damaged."""
+    """The state of a run. Raises InputError if there is none, or it is damaged."""
     path = run_folder / STATE_FILE
     if not path.is_file():
         raise InputError(f"no {STATE_FILE} in {run_folder}: give the folder of a run of this version that had begun")
-    state = read_tensors(path, "the run cannot go on: start another")
+    state = read_tensors(path, "the run cannot continue: start another")
     if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
         raise InputError(f"{path} is not the state of a run: give the folder of a run of this version")
     return state
@@ -129,7 +129,7 @@ def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world
     if state["frozen"] != frozen_fingerprint(model):
         raise InputError(
             f"the ViT's weights, or their type, are not those that {run_folder} was trained with: give the same"
-            " --weights and kind of --device"
+            " `weights` and kind of `device`"
         )
     own = model.state_dict()
     check_names(state["model"], {n: v for n, v in own.items() if not n.startswith(FROZEN)}, run_folder / STATE_FILE)

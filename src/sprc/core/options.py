@@ -1,0 +1,118 @@
+"""Settings as dataclass fields, each written once: its default, its help, and what it may be.
+
+A group of settings is a frozen dataclass whose fields are made by `option`. `add_flags` makes a flag of each, and
+`check_options` refuses from Python what a flag would refuse.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+from sprc.core.command_line import user_path
+from sprc.core.errors import InputError, shown
+
+KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a setting may be. `least` is allowed, `above` is not; `only_with` names the switch that it needs.
+
+    `parse` makes the value out of a flag's text, where the type of the field does not say how.
+    """
+
+    help: str
+    choices: Sequence[str] = ()
+    least: float | None = None
+    above: float | None = None
+    only_with: str = ""
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+
+def option(help: str, default: Any = None, **rules: Any) -> Any:
+    """A field of a group of settings. `rules` are fields of `Option`; the default `...` stands for a required value."""
+    metadata = {KEY: Option(help, **rules)}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+def options_of(group: type) -> dict[str, Field]:
+    """Name -> field of every setting of a group that has a flag."""
+    return {found.name: found for found in fields(group) if KEY in found.metadata}
+
+
+def add_flags(parser: argparse.ArgumentParser, title: str, group: type, leave_out: Iterable[str] = ()) -> None:
+    """One flag for each setting of a group, under a title. A flag that is not given is absent from the result."""
+    section = parser.add_argument_group(title)
+    for name, found in options_of(group).items():
+        if name not in leave_out:
+            section.add_argument(f"--{name.replace('_', '-')}", **_flag(found))
+
+
+def _flag(found: Field) -> dict[str, Any]:
+    """The arguments of `add_argument` for a setting."""
+    rules = found.metadata[KEY]
+    shared = {"help": rules.help + _default_in_words(found), "default": argparse.SUPPRESS}
+    if found.type is bool:
+        return shared | {"action": "store_true"}
+    parse = rules.parse or {Path: user_path, str: None}.get(base_type(found), base_type(found))
+    return shared | {"type": parse, "choices": tuple(rules.choices) or None, "metavar": rules.metavar}
+
+
+def require_given(parser: argparse.ArgumentParser, given: dict[str, Any], required: Sequence[str]) -> None:
+    """End as argparse does if a setting was given nowhere: not by a flag, and not in a file."""
+    missing = [f"--{name.replace('_', '-')}" for name in required if name not in given]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+
+
+def _default_in_words(found: Field) -> str:
+    if found.default in (MISSING, None, False):
+        return ""
+    return f" (default: {found.default})".replace("%", "%%")
+
+
+def base_type(found: Field) -> type:
+    """The type of a setting's values, None aside."""
+    types = [one for one in get_args(found.type) or (found.type,) if one is not NoneType]
+    return types[0]
+
+
+def check_options(settings: Any) -> None:
+    """Raise InputError that names the first setting, in backticks, whose value it cannot have."""
+    for name, found in options_of(type(settings)).items():
+        value = getattr(settings, name)
+        if value is None and found.default is None:
+            continue
+        _check_type(name, found, value)
+        _check_value(name, found.metadata[KEY], value)
+        _check_switch(settings, name, found)
+
+
+def _check_type(name: str, found: Field, value: Any) -> None:
+    kind = base_type(found)
+    accepted: tuple[type, ...] = {float: (float, int), Path: (Path, str)}.get(kind, (kind,))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"`{name}` is {shown(value)}: give a value of type {kind.__name__}")
+
+
+def _check_value(name: str, rules: Option, value: Any) -> None:
+    if rules.choices and value not in rules.choices:
+        raise InputError(f"`{name}` {value!r}: use one of {', '.join(rules.choices)}")
+    if rules.above is not None and not rules.above < value < math.inf:
+        raise InputError(f"`{name}` must be above {rules.above:g}, not {value}")
+    if rules.least is not None and not rules.least <= value < math.inf:
+        raise InputError(f"`{name}` must be at least {rules.least:g}, not {value}")
+
+
+def _check_switch(settings: Any, name: str, found: Field) -> None:
+    """A setting without its switch would change nothing: the run would not be the one that was meant."""
+    switch = found.metadata[KEY].only_with
+    if not switch or getattr(settings, name) == found.default:
+        return
+    if getattr(settings, switch) == options_of(type(settings))[switch].default:
+        raise InputError(f"`{name}` has no effect without `{switch}`: give both, or neither")

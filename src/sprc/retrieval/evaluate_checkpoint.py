@@ -1,0 +1,64 @@
+"""Evaluate a checkpoint from its configuration: data is checked first, then the model is loaded."""
+
+from pathlib import Path
+
+from lavis.models import load_model_and_preprocess
+from lavis.models.model_config import load_config
+from sprc.benchmarks.benchmark import Metrics, RetrievalTask, Validation
+from sprc.core.machine_faults import explained
+from sprc.core.runtime import choose_runtime
+from sprc.data.feature_cache import use_feature_cache
+from sprc.data.image_check import check_images
+from sprc.data.image_set import ImageSet
+from sprc.data.preprocess import Preprocess, build_preprocess
+from sprc.retrieval.evaluation import Evaluator
+from sprc.retrieval.options import Config, EvaluationConfig
+
+
+def preprocess_of(config: Config) -> Preprocess:
+    """The preprocess pipeline of a configuration, for the backbone's input size."""
+    return build_preprocess(config.transform, config.target_ratio, load_config(config.backbone).vision.image_size)
+
+
+def validate(config: EvaluationConfig) -> tuple[Validation, Metrics]:
+    """Rank the validation split with a checkpoint -> what was ranked, and its metrics in percent.
+
+    Raises InputError for a file that is missing or wrong, and if memory runs out.
+    """
+    with explained(memory_advice(config)):
+        validation = config.benchmark.validation(preprocess_of(config))
+        return validation, load_evaluator(config, validation.galleries).evaluate(validation)
+
+
+def submit(config: EvaluationConfig, folder: Path) -> tuple[RetrievalTask, list[Path]]:
+    """Write the files for the benchmark's test server into a folder, and check them -> the task, and their paths.
+
+    Raises InputError as `validate`, and for a file that cannot be written.
+    """
+    with explained(memory_advice(config)):
+        task = config.benchmark.test_task(preprocess_of(config))
+        scores = load_evaluator(config, [task.gallery]).score(task)
+        return task, config.benchmark.write_submission(task, scores, folder / config.blip_model_name)
+
+
+def load_evaluator(config: EvaluationConfig, galleries: list[ImageSet]) -> Evaluator:
+    """The checkpoint's model in eval mode, once the images of all galleries are checked; with their features cached if
+    the configuration says so.
+    """
+    check_images(*galleries)
+    runtime = choose_runtime(config.device, config.precision)
+    model, _, txt_processors = load_model_and_preprocess(
+        config.blip_model_name,
+        config.backbone,
+        is_eval=True,
+        device=runtime.device,
+        weights=str(config.model_path),
+        drop_region_proj=config.drop_region_proj,
+    )
+    use_feature_cache(config, model, runtime.device, *galleries)
+    return Evaluator(model, txt_processors["eval"], config.scoring, runtime)
+
+
+def memory_advice(config: EvaluationConfig) -> str:
+    """What to say if an evaluation's memory runs out."""
+    return f"{config.batch_size} images at a time are too much for the memory: lower `batch_size`"

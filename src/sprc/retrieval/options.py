@@ -1,0 +1,111 @@
+"""The configuration of an evaluation, and the groups of settings that a training shares with it."""
+
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sprc.benchmarks import find_benchmark
+from sprc.core.command_line import absolute
+from sprc.core.options import add_flags, check_options, option, options_of
+from sprc.data.options import CACHE_OFF, CacheOptions, DataOptions
+
+if TYPE_CHECKING:
+    from sprc.benchmarks.benchmark import Benchmark
+
+
+def is_yaml(backbone: str) -> bool:
+    """Whether a backbone is the path of a YAML file, and no name."""
+    return backbone.endswith((".yaml", ".yml"))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How queries are scored: images or queries at a time, processes that load images, and the bound on temporaries.
+
+    `save_memory` keeps the gallery's features in CPU memory.
+    """
+
+    batch_size: int = 128
+    num_workers: int = 4
+    memory_mib: float = 256
+    save_memory: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model is built."""
+
+    blip_model_name: str = option("registered name of the model", default="blip2_cir_align_prompt")
+    backbone: str = option(
+        "pretrain, pretrain_vitL, tiny, or the path of a model's YAML file",
+        default="pretrain",
+        metavar="NAME|FILE",
+    )
+    drop_region_proj: bool = option("leave out a region_proj of another shape", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """Where and how numbers are computed."""
+
+    device: str = option("auto, cpu, cuda or cuda:N; auto takes CUDA if there is a GPU", default="auto")
+    precision: str = option(
+        "autocast; auto trains in bf16 on CUDA, or in fp16 if the GPU has no bf16, and evaluates in fp32 as upstream,"
+        " but for the ViT; on the CPU all is fp32",
+        default="auto",
+        choices=("auto", "fp16", "bf16", "fp32"),
+    )
+    memory_mib: float = option("bound on the ranking's temporary memory, in MiB", default=256, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DataOptions, CacheOptions, ModelOptions, RuntimeOptions):
+    """What every configuration has. Paths become absolute, so that they hold from any working directory."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        self._make_paths_absolute()
+        self.benchmark  # raises for an unknown dataset, or a gallery that it does not have  # noqa: B018
+
+    @cached_property
+    def benchmark(self) -> "Benchmark":
+        """The benchmark, in its folder."""
+        return find_benchmark(self.dataset)(self.data_path, self.gallery)
+
+    def _make_paths_absolute(self) -> None:
+        for name, found in options_of(type(self)).items():
+            value = getattr(self, name)
+            if value is not None and found.type in (Path, Path | None):
+                object.__setattr__(self, name, absolute(value))
+        words = {"feature_cache": self.feature_cache == CACHE_OFF, "backbone": not is_yaml(self.backbone)}
+        for name in (name for name, is_word in words.items() if not is_word):
+            object.__setattr__(self, name, str(absolute(getattr(self, name))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is evaluated, and how much at a time."""
+
+    model_path: Path = option("checkpoint (.pt) to evaluate", default=...)
+    batch_size: int = option("images, or queries, at a time", default=128, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Config, EvaluationOptions):
+    """An evaluation of a checkpoint."""
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(self.batch_size, self.num_workers, self.memory_mib)
+
+
+def add_evaluation_flags(parser: ArgumentParser, leave_out: Iterable[str] = ()) -> None:
+    """The flags of an evaluation; what is not given is the checkpoint's run's, or has its default."""
+    add_flags(parser, "data", DataOptions, leave_out)
+    add_flags(parser, "feature cache", CacheOptions)
+    add_flags(parser, "model", ModelOptions)
+    add_flags(parser, "evaluation", EvaluationOptions)
+    add_flags(parser, "runtime", RuntimeOptions)
