@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from sprc.core.logs import show_logs
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
@@ -19,6 +21,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network, or find one
 torch.set_num_threads(1)  # the suite runs in several processes
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def shown_logs() -> None:
+    """A test that calls a script's `main` sees on stdout what the script shows, as `run_main` has it."""
+    show_logs()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from training_flags import ENVIRONMENT, SCRIPT, command, training_flags
 
-from sprc.core.command_line import run_main
+from sprc.core.command_line import as_flags, run_main
 from sprc.core.errors import InputError
 
 ASCII = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
@@ -45,7 +45,10 @@ def test_one_that_names_none_keeps_its_trace(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-@pytest.mark.parametrize("lines", ["print('a', flush=True)", "print('a')", "print('a' * 10**5)"])
+@pytest.mark.parametrize(
+    "lines",
+    ["print('a', flush=True)", "print('a')", "print('a' * 10**5)", "__import__('logging').getLogger('sprc').info('a')"],
+)
 def test_output_that_cannot_be_written_is_one_line(lines):
     """Also if Python would have written it only at its end; and nothing is said if stderr is lost as well."""
     script = f"import sys\nfrom sprc.core.command_line import run_main\nrun_main(lambda: {lines})"
@@ -69,6 +72,12 @@ def test_a_reader_that_has_gone_is_one_line():
 
 def test_bad_input_is_one_line(capsys, monkeypatch):
     assert ended(InputError("a: fix it"), capsys, monkeypatch) == (2, "error: a: fix it\n")
+
+
+def test_parameters_are_flags_on_the_command_line(capsys, monkeypatch):
+    error = InputError("use `micro_batch` 8 or `feature_cache`")
+    assert ended(error, capsys, monkeypatch) == (2, "error: use --micro-batch 8 or --feature-cache\n")
+    assert as_flags("`seed`, `loss_region_until`: `./a b`") == "--seed, --loss-region-until: `./a b`"
 
 
 @pytest.fixture(params=[CHINESE, UNDECODABLE], ids=["chinese", "undecodable"])

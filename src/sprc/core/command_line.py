@@ -15,6 +15,8 @@ from sprc.core.errors import InputError
 from sprc.core.files import write_atomically as write_atomically
 from sprc.core.interrupts import hear_again
 from sprc.core.launch import any_rank, find_launch, require_one_process, speaker, tell_the_launcher
+from sprc.core.logs import as_flags as as_flags
+from sprc.core.logs import show_logs
 from sprc.core.reading import expanded
 from sprc.core.stop_signals import NOTHING_NEW, Stopped
 
@@ -40,12 +42,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def run_main(main: Callable[[], None], in_group: bool = False) -> None:
     """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace.
 
-    So is an error of the system that names a file. `--debug`, which every script takes, shows the trace of these too.
+    An error of the system that names a file is bad input too. `--debug`, which every script takes, shows the trace of
+    these as well. What library code logs is printed. Parameters that a message names come out as flags (`as_flags`).
     `in_group` is for the script that several processes may run together.
     """
     debug = DEBUG in sys.argv
     sys.argv = [word for word in sys.argv if word != DEBUG]
     print_any_character()
+    show_logs()
     try:
         hear_again()
         check_environment()
@@ -61,12 +65,12 @@ def run_main(main: Callable[[], None], in_group: bool = False) -> None:
             traceback.print_exc()
         if unnamed and not lost:
             sys.exit(1)
-        told = f"error: {lost or (error if isinstance(error, InputError) else _named_fault(error))}"
+        told = as_flags(f"error: {lost or (error if isinstance(error, InputError) else _named_fault(error))}")
         _tell(before + told)
         tell_the_launcher(told)
         sys.exit(2)
     except Stopped as stop:
-        _end_quietly(str(stop), stop.status)
+        _end_quietly(as_flags(str(stop)), stop.status)
     except KeyboardInterrupt:
         _end_quietly("" if SHELL_SPEAKS in os.environ else "interrupted", 130)
 
