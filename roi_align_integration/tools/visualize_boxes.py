@@ -15,7 +15,7 @@ from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_p
 from sprc.core.errors import InputError  # noqa: E402
 from sprc.core.files import atomic_writer  # noqa: E402
 from sprc.data.image_files import folder_images  # noqa: E402
-from sprc.data.images import MOST_PIXELS, naming, open_rgb  # noqa: E402
+from sprc.data.images import MOST_PIXELS, naming_image, open_rgb  # noqa: E402
 
 DEFAULT_OUTPUT = REPOSITORY / "roi_align_integration" / "data" / "boxes.png"
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#f032e6")
@@ -89,7 +89,7 @@ def image_paths(images: Path | None, cirr_root: Path | None, split: str) -> dict
 
 def draw_panel(name: str, path: Path, regions: list[Region], preprocess, patch_size: int) -> Image.Image:
     """The raw image and the input frame of one image, side by side under its name."""
-    with naming(name, path):
+    with naming_image(name, path):
         raw = open_rgb(path)
         frame = preprocess.to_frame(raw)
     moved = preprocess.move_boxes([region.box for region in regions], *raw.size)

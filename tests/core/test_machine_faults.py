@@ -21,7 +21,7 @@ from lavis.models.checkpoint import save_model
 from lavis.processors import BlipCaptionProcessor
 from sprc.core import files
 from sprc.core.errors import InputError
-from sprc.core.machine_faults import explained, training_memory_cure
+from sprc.core.machine_faults import explained, training_memory_fix
 from sprc.core.process_group import ALONE
 from sprc.core.runtime import Runtime
 from sprc.data import preprocess
@@ -88,7 +88,7 @@ def test_a_loader_process_that_is_killed(flags, monkeypatch):
         return original(self, image)
 
     monkeypatch.setattr(preprocess.Preprocess, "__call__", dies)
-    with pytest.raises(InputError, match=r"process that loads images ended: DataLoader worker .* lower --num-workers"):
+    with pytest.raises(InputError, match=r"process that loads images ended: DataLoader worker .* lower `num_workers`"):
         blip_fine_tune_2.main([*flags, "--num-workers", "1"])
 
 
@@ -116,7 +116,7 @@ def test_shared_memory_that_is_too_small(demo, small_yaml, tmp_path, cached):
         ("unable to write to file </torch_7_1>: No space left on device (28)", "/dev/shm, .* is too small"),
         ("unable to open shared memory object </torch_7_1> in read-write mode", "/dev/shm, .* is too small"),
         ("received 0 items of ancdata", "too many open files: raise ulimit -n"),
-        ("DataLoader worker (pid(s) 7) exited unexpectedly", "a process that loads images ended: .*--num-workers"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "a process that loads images ended: .*`num_workers`"),
     ],
 )
 def test_faults_of_loader_processes(message, said):
@@ -175,24 +175,24 @@ def test_an_image_that_turns_bad_in_an_evaluation(demo_copy, small_yaml, tmp_pat
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             (128, None),
-            "try --feature-cache or --micro-batch 64, which",
+            "try `feature_cache` or `micro_batch` 64, which",
         ),
-        (torch.OutOfMemoryError("CUDA out of memory."), (128, 16), "16 triplets at a time .* --micro-batch 8, which"),
-        (torch.OutOfMemoryError("CUDA out of memory."), (128, 16, True), "try --micro-batch 8, which"),
-        (torch.OutOfMemoryError("CUDA out of memory."), (128, 1), "one triplet at a time .* --feature-cache"),
-        (torch.OutOfMemoryError("CUDA out of memory."), (128, 1, True), "use a smaller --backbone"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 16), "16 triplets at a time .* `micro_batch` 8, which"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 16, True), "try `micro_batch` 8, which"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 1), "one triplet at a time .* `feature_cache`"),
+        (torch.OutOfMemoryError("CUDA out of memory."), (128, 1, True), "use a smaller `backbone`"),
         (MemoryError(), (8, None), "8 triplets at a time"),
     ],
 )
 def test_memory_that_ran_out(error, sizes, message):
-    with pytest.raises(InputError, match=message), explained(training_memory_cure(*sizes)):
+    with pytest.raises(InputError, match=message), explained(training_memory_fix(*sizes)):
         raise error
 
 
 @pytest.mark.parametrize(
     ("free", "reserved", "message"),
     [
-        (1, 9, "other programs hold 70.0 of 80.0 GiB of cuda:3: .*--device cuda:N"),
+        (1, 9, "other programs hold 70.0 of 80.0 GiB of cuda:3: .*`device` cuda:N"),
         (1, 45, "8 triplets at a time"),  # most of it is this program's own
     ],
 )
@@ -200,7 +200,7 @@ def test_a_gpu_that_others_fill_is_not_blamed_on_the_batch(monkeypatch, free, re
     monkeypatch.setattr(torch.cuda, "mem_get_info", {3: (free * 2**30, 80 * 2**30)}.__getitem__)
     monkeypatch.setattr(torch.cuda, "memory_reserved", {3: reserved * 2**30}.__getitem__)
     error = torch.OutOfMemoryError("CUDA out of memory. GPU 3 has a total capacity of 80.00 GiB of which 1 GiB is free")
-    with pytest.raises(InputError, match=message), explained(training_memory_cure(8)):
+    with pytest.raises(InputError, match=message), explained(training_memory_fix(8)):
         raise error
 
 
@@ -210,7 +210,7 @@ def test_a_gpu_without_room_for_cuda_itself():
 
 
 def test_memory_of_the_cpu_that_ran_out_for_real():
-    with pytest.raises(InputError, match="too much for the memory"), explained(training_memory_cure(128)):
+    with pytest.raises(InputError, match="too much for the memory"), explained(training_memory_fix(128)):
         torch.empty(2**60)
 
 

@@ -201,7 +201,7 @@ def test_numbers_beyond_half_precision_are_refused(small_yaml, tmp_path):
     torch.save({"epoch": 0, NAME: model.state_dict() | {name: torch.full((64, 32), 1e5)}}, path)
     load_checkpoint(model, path)
     model.use_half_precision_vit()
-    with pytest.raises(InputError, match=rf"beyond the model's type: {name} \(float32 -> float16\).*--device cpu"):
+    with pytest.raises(InputError, match=rf"beyond the model's type: {name} \(float32 -> float16\).*`device` cpu"):
         load_checkpoint(model, path)
 
 

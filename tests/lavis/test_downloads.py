@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(server, tmp_path):
         download(url + "a.pth", tmp_path / "file" / "a.pth")
 
 
-def test_of_two_downloads_of_a_file_one_waits(server, tmp_path, capsys):
+def test_of_two_downloads_of_a_file_one_waits(server, tmp_path, caplog):
     url, handler = server
     begun, proceed = threading.Event(), threading.Event()
     send = handler._send_headers
@@ -218,5 +218,5 @@ def test_of_two_downloads_of_a_file_one_waits(server, tmp_path, capsys):
         threading.Timer(0.2, proceed.set).start()
         first.result(), second.result()
     assert handler.requests == [None]
-    assert "waiting for another process" in capsys.readouterr().out
+    assert "waiting for another process" in caplog.text
     assert (tmp_path / "a.pth").read_bytes() == CONTENT

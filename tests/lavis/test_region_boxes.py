@@ -95,12 +95,12 @@ def test_a_wrong_box_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rounding_outside_is_clipped_and_counted(tmp_path, capsys):
+def test_a_rounding_outside_is_clipped_and_counted(tmp_path, caplog):
     content = {"a": [[0.5, 0, 1.0000001, 1], {"box": [-1e-4, 0, 1, 1.0001]}, [0, 0, 1, 1]], "b": [[0, 0, 1, 1]]}
     file = read_box_file(write(tmp_path / "b.json", content))
     assert [region.box for region in file.regions["a"]] == [(0.5, 0, 1, 1), (0, 0, 1, 1), (0, 0, 1, 1)]
     regions_of(file, ["a"], "CIRR train")
-    assert capsys.readouterr().out.endswith("; 2 boxes of the file, a rounding outside [0, 1], are clipped\n")
+    assert caplog.messages[-1].endswith("; 2 boxes of the file, a rounding outside [0, 1], are clipped")
 
 
 def test_the_number_of_a_class_is_a_label(tmp_path):
@@ -119,13 +119,12 @@ def test_no_image_has_the_name_of_the_frame(tmp_path):
         save_boxes(tmp_path / "b.json", {"__frame__": []})
 
 
-def test_a_partial_overlap_is_counted_and_none_is_an_error(tmp_path, capsys):
+def test_a_partial_overlap_is_counted_and_none_is_an_error(tmp_path, caplog):
     path = write(tmp_path / "b.json", {"a": [[0, 0, 1, 1]], "b": [], "z": [[0, 0, 1, 1]]})
     file = read_box_file(path)
     assert list(regions_of(file, ["a", "b", "c", "a"], "CIRR train")) == ["a", "b"]
-    assert capsys.readouterr().out == (
-        f"boxes: 1 regions for 2 of 3 images of CIRR train; 1 have none, 1 are not in {path}\n"
-    )
+    said = f"boxes: 1 regions for 2 of 3 images of CIRR train; 1 have none, 1 are not in {path}"
+    assert caplog.messages == [said]
     with pytest.raises(InputError, match="shares no image name with CIRR train: it has names like"):
         regions_of(file, ["x", "y"], "CIRR train")
 

@@ -382,7 +382,7 @@ def test_the_tables_of_objectives_and_parameters_agree(model):
 
 def test_on_without_boxes_is_an_error(model, samples):
     without = {name: value for name, value in samples.items() if "boxes" not in name}
-    with pytest.raises(InputError, match="--box-file"):
+    with pytest.raises(InputError, match="give `box_file`"):
         model(without)
 
 

@@ -122,12 +122,12 @@ def output_differences(model, reference) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("format_name", WRITERS)
-def test_every_format_gives_upstreams_outputs(reference, backbone, format_name, tmp_path, capsys):
+def test_every_format_gives_upstreams_outputs(reference, backbone, format_name, tmp_path, caplog):
     write, fresh, vision_tolerance = WRITERS[format_name]
     path = write(reference, tmp_path)
     torch.manual_seed(0)
     model = load_model("blip2_cir_align_prompt", backbone, is_eval=True, weights=str(path))
-    said = capsys.readouterr().out
+    said = caplog.text
     differences = output_differences(model, reference)
     print(f"{format_name}, {reference.folder.name}: " + ", ".join(f"{n} {d:.1e}" for n, d in differences.items()))
     assert differences.pop("visual_encoder") < vision_tolerance
@@ -195,15 +195,15 @@ def test_only_the_next_block_is_ignored(reference, tmp_path):
         load_checkpoint(build_model(reference), path, vision_path)
 
 
-def test_a_foreign_region_proj_is_refused_unless_dropped(reference, backbone, tmp_path, capsys):
+def test_a_foreign_region_proj_is_refused_unless_dropped(reference, backbone, tmp_path, caplog):
     foreign = {"region_proj.weight": torch.zeros(7, 3), "region_proj.bias": torch.zeros(7)}
     path = tmp_path / "port.pt"
     torch.save({"epoch": 0, NAME: reference.weights | foreign}, path)
-    with pytest.raises(InputError, match="--drop-region-proj") as error:
+    with pytest.raises(InputError, match="`drop_region_proj` loads everything else") as error:
         load_model("blip2_cir_align_prompt", backbone, weights=str(path))
     assert "region_proj.weight (7, 3)" in str(error.value)
     model = load_model("blip2_cir_align_prompt", backbone, is_eval=True, weights=str(path), drop_region_proj=True)
-    assert "region_proj of the file dropped" in capsys.readouterr().out
+    assert "region_proj of the file dropped" in caplog.text
     assert max(output_differences(model, reference).values()) < 1e-4
 
 
@@ -320,16 +320,16 @@ def test_an_epoch_that_is_no_number_is_unknown(tmp_path, epoch, read):
 def test_the_state_of_a_run_is_no_weights(tmp_path):
     state = {"config": {}, "model": {"temp": torch.zeros(1)}, "optimization": {}, "random": [], "epoch": 1}
     torch.save(state, tmp_path / "training_state.pt")
-    with pytest.raises(InputError, match=r"state of a run, not weights.*tuned_clip_\*\.pt.*--resume RUN"):
+    with pytest.raises(InputError, match=r"state of a run, not weights.*tuned_clip_\*\.pt.*`resume` RUN"):
         read_weights(tmp_path / "training_state.pt")
 
 
-def test_the_vits_own_file_is_noted_and_checked(reference, backbone, tmp_path, capsys):
+def test_the_vits_own_file_is_noted_and_checked(reference, backbone, tmp_path, caplog):
     path, vision_path = write_lavis(reference, tmp_path), tmp_path / vision_file_name(reference)
     vision = torch.load(vision_path)
     torch.save({"model": {f"module.{name}": value for name, value in vision.items()}}, vision_path)
     model = load_model("blip2_cir_align_prompt", backbone, weights=str(path))
-    said = capsys.readouterr().out
+    said = caplog.text
     count = sum(n.startswith("visual_encoder.") for n in model.state_dict())
     assert f"of the ViT: module. taken off {len(vision)} names; of the ViT: {count} tensors float16 -> float32" in said
     name = next(n for n in vision if n.endswith(".attn.q_bias") or n.endswith("0.attn.in_proj_bias"))
@@ -340,13 +340,13 @@ def test_the_vits_own_file_is_noted_and_checked(reference, backbone, tmp_path, c
         assert str(vision_path) in str(error.value) and f"visual_encoder.{name}" in str(error.value)
 
 
-def test_berts_own_vocabulary_gets_a_row_for_dec(reference, backbone, tmp_path, capsys):
+def test_berts_own_vocabulary_gets_a_row_for_dec(reference, backbone, tmp_path, caplog):
     shorter = dict(reference.weights)
     shorter[WORD_EMBEDDINGS] = shorter[WORD_EMBEDDINGS][:-1]
     path = tmp_path / "short.pt"
     torch.save({"epoch": 0, NAME: shorter}, path)
     model = load_model("blip2_cir_align_prompt", backbone, is_eval=True, weights=str(path))
-    assert "[DEC]" in capsys.readouterr().out
+    assert "[DEC]" in caplog.text
     assert max(output_differences(model, reference).values()) < 1e-4
     shorter[WORD_EMBEDDINGS] = shorter[WORD_EMBEDDINGS][:-1]
     torch.save({"epoch": 0, NAME: shorter}, path)

@@ -97,7 +97,7 @@ def test_one_message_lists_files_sizes_sources_and_places(places):
             load_model("blip2_cir_align_prompt", backbone)
         said = str(error.value)
         assert said == how_to_get(load_config(backbone))
-        for part in (*names, "GB", "https://storage.googleapis.com", *map(str, places), "--weights", "SPRC_WEIGHTS"):
+        for part in (*names, "GB", "https://storage.googleapis.com", *map(str, places), "`weights`", "SPRC_WEIGHTS"):
             assert part in said, part
     assert "huggingface" not in said
 

@@ -6,6 +6,7 @@ are stored, before any EXIF orientation: `save_boxes` writes it, and older files
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pathlib import Path
 from sprc.core.errors import InputError, shown
 from sprc.core.files import read_json, write_atomically
 
-CURE = "make it with roi_align_integration/tools, or correct it"
+logger = logging.getLogger(__name__)
+
+FIX = "make it with roi_align_integration/tools, or correct it"
 FRAME_KEY, STORED = "__frame__", "stored"
 ROUNDING = 1e-4  # a value so far outside [0, 1] is clipped: it comes from numbers of few digits
 
@@ -53,7 +56,7 @@ def read_box_file(path: str | Path) -> BoxFile:
     of boxes, NaN, a value outside [0, 1], pixel coordinates, a box without width or height, or another frame.
     """
     path = Path(path)
-    entries = read_json(path, dict, CURE)
+    entries = read_json(path, dict, FIX)
     is_marked = FRAME_KEY in entries
     frame = entries.pop(FRAME_KEY, None)
     if is_marked and frame != STORED:
@@ -93,7 +96,7 @@ def _is_outside(entry) -> bool:
 
 
 def box_problem(box) -> str | None:
-    """What is wrong with a raw box, and its cure; None where nothing is."""
+    """What is wrong with a raw box, and the fix; None if nothing is wrong."""
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
         return "write four numbers, [x1, y1, x2, y2]"
     if not all(-ROUNDING <= value <= 1 + ROUNDING for value in box):  # NaN fails every comparison
@@ -115,7 +118,7 @@ def _extra_problem(label, score) -> str | None:
 
 
 def regions_of(file: BoxFile, names: Iterable[str], title: str) -> dict[str, list[Region]]:
-    """The regions of `names` out of a box file; a one-line summary is printed. `title` says whose names they are.
+    """The regions of `names` out of a box file; a one-line summary is logged. `title` says whose names they are.
 
     Raises InputError if the file shares no name with `names`.
     """
@@ -130,10 +133,9 @@ def regions_of(file: BoxFile, names: Iterable[str], title: str) -> dict[str, lis
     bare = sum(not regions for regions in found.values())
     total = sum(map(len, found.values()))
     clipped = f"; {file.clipped} boxes of the file, a rounding outside [0, 1], are clipped" if file.clipped else ""
-    print(
+    logger.info(
         f"boxes: {total} regions for {len(found)} of {len(known)} images of {title}; {bare} have none,"
-        f" {len(known) - len(found)} are not in {path}{clipped}",
-        flush=True,
+        f" {len(known) - len(found)} are not in {path}{clipped}"
     )
     return found
 

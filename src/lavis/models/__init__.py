@@ -1,5 +1,7 @@
 """LAVIS's entry points: `load_model` and `load_model_and_preprocess`."""
 
+import logging
+
 import torch
 from torch import nn
 
@@ -13,6 +15,8 @@ from lavis.processors import BlipCaptionProcessor, BlipImageEvalProcessor
 
 __all__ = ["Blip2QformerCirAlignPrompt", "load_model", "load_model_and_preprocess"]
 
+logger = logging.getLogger(__name__)
+
 
 def load_model(
     name: str,
@@ -24,7 +28,7 @@ def load_model(
     use_region_loss: bool = False,
     region_objective: str = "tokens",
 ) -> nn.Module:
-    """A model with its weights on `device`; what was loaded is printed, and kept as `load_report`.
+    """A model with its weights on `device`; what was loaded is logged, and kept as `load_report`.
 
     Args:
         name: registered name, `blip2_cir_align_prompt`.
@@ -46,7 +50,7 @@ def load_model(
     if torch.device(device).type == "cuda":
         model.use_half_precision_vit()
     report = None if files is None else load_checkpoint(model, files.main, files.vision, drop_region_proj)
-    print(f"weights: {report or 'random'}", flush=True)
+    logger.info(f"weights: {report or 'random'}")
     model.load_report = report
     model.use_region_loss, model.region_objective = use_region_loss, region_objective
     return model.to(device).train(not is_eval)

@@ -114,7 +114,7 @@ def _fit_region_proj(state: State, expected: State, path: Path, drop: bool) -> l
     if not drop:
         raise InputError(
             f"{path} has a region_proj that is not this model's ({shapes}), from another port of the region features:"
-            " --drop-region-proj loads everything else"
+            " `drop_region_proj` loads everything else"
         )
     for name in [name for name in state if _matches(name, [REGION_PROJ])]:
         del state[name]
@@ -206,7 +206,7 @@ def _cast(state: State, expected: State, path: Path) -> tuple[State, list[str]]:
     beyond = [f"{name} ({pair})" for name, pair in changed.items() if not _is_finite(cast[name])]
     if beyond:
         raise InputError(
-            f"{path}: {len(beyond)} tensors hold numbers beyond the model's type: {first_few(beyond)}: use --device"
+            f"{path}: {len(beyond)} tensors hold numbers beyond the model's type: {first_few(beyond)}: use `device`"
             " cpu, where the ViT is in float32, or other weights"
         )
     return cast, [f"{count} tensors {pair}" for pair, count in Counter(changed.values()).most_common()]

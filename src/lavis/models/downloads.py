@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import logging
 import os
 import re
 from http.client import HTTPException
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 from sprc.core.errors import InputError
 from sprc.core.files import held, unwritable
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 SECONDS_TO_CONNECT = 20
@@ -40,7 +43,7 @@ def download(url: str, path: Path) -> None:
     with held(path.parent, wait=True):
         if path.is_file():  # another process has just written it
             return
-        print(f"downloading {url} to {path}", flush=True)
+        logger.info(f"downloading {url} to {path}")
         partial = path.with_name(path.name + ".partial")
         _remove_link(partial)
         md5 = _fetch_in_attempts(url, partial)

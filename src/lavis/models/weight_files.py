@@ -62,13 +62,13 @@ def _parts(index: Path) -> list[str]:
 def _read_file(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"no weights at {path}: give the path of a weight file, or of a folder of the hub")
-    content = read_tensors(path, DOWNLOAD_AGAIN, mapped=True, foreign_cure=SAVE_ALONE)
+    content = read_tensors(path, DOWNLOAD_AGAIN, mapped=True, foreign_fix=SAVE_ALONE)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
 
 
-def read_tensors(path: Path, cure: str, mapped: bool = False, foreign_cure: str | None = None):
+def read_tensors(path: Path, fix: str, mapped: bool = False, foreign_fix: str | None = None):
     """The content of a torch or safetensors file; `mapped`, for a file that stays as it is: in memory once it is used.
 
     A zip, which is what torch writes since 1.6, is checked against its own CRCs. Torch's older format and safetensors
@@ -76,9 +76,9 @@ def read_tensors(path: Path, cure: str, mapped: bool = False, foreign_cure: str 
 
     Args:
         path: the file.
-        cure: what to do if it is damaged.
+        fix: what to do if it is damaged.
         mapped: map the file into memory instead of reading it.
-        foreign_cure: what to do if it holds other things than tensors, numbers and texts; None: `cure`.
+        foreign_fix: what to do if it holds other things than tensors, numbers and texts; None: `fix`.
 
     Raises:
         InputError: it cannot be read, is damaged or holds code, which is never run.
@@ -86,33 +86,33 @@ def read_tensors(path: Path, cure: str, mapped: bool = False, foreign_cure: str 
     try:
         with readable(path):
             if _is_safetensors(path):
-                check_header(path, cure)
+                check_header(path, fix)
                 return load_file(path)
             is_zip = zipfile.is_zipfile(path)
             if is_zip:
-                check_zip(path, cure)
+                check_zip(path, fix)
             # Files of before torch 1.6 are no zip archives and cannot be memory-mapped; nor can names that are no text.
             mapped = mapped and is_zip and str(path).isprintable()
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
-        raise _unreadable(path, error, cure, foreign_cure or cure) from error
+        raise _unreadable(path, error, fix, foreign_fix or fix) from error
 
 
-def _unreadable(path: Path, error: Exception, cure: str, foreign_cure: str) -> InputError:
+def _unreadable(path: Path, error: Exception, fix: str, foreign_fix: str) -> InputError:
     reason = first_line(error).split(". ")[0]
     if not reason.startswith("Weights only load failed"):  # torch's own advice would be to run what the file holds
-        return InputError(f"{path} cannot be read as a weight file ({reason}): {cure}")
+        return InputError(f"{path} cannot be read as a weight file ({reason}): {fix}")
     found = re.search(r"GLOBAL (\S+)|but got (\S+)|unrecognized function (\S+)", str(error))
     if found is None:
         return InputError(
             f"{path} cannot be read as a weight file (it is damaged, or no file of torch.save; code in a file is never"
-            f" run): {cure}"
+            f" run): {fix}"
         )
     return InputError(
         f"{path} cannot be read as a weight file: beside tensors, numbers and texts it holds {found[found.lastindex]},"
-        f" and code in a file is never run: {foreign_cure}"
+        f" and code in a file is never run: {foreign_fix}"
     )
 
 
@@ -122,17 +122,17 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def check_header(path: Path, cure: str) -> None:
+def check_header(path: Path, fix: str) -> None:
     """Raise InputError if the header of a safetensors file has a name twice, of which its reader takes the last."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length <= LARGEST_HEADER:  # of what is longer, or cut off, the reader says so
             header = file.read(length)
             if len(header) == length:
-                parse_json(header, f"the header of {path}", cure)
+                parse_json(header, f"the header of {path}", fix)
 
 
-def check_zip(path: Path, cure: str) -> None:
+def check_zip(path: Path, fix: str) -> None:
     """Read every member of a zip, once a process, and compare its CRC: 0.4 s a GB with the file in the page cache, and
     it stays there for what follows.
 
@@ -149,7 +149,7 @@ def check_zip(path: Path, cure: str) -> None:
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
         damage = first_line(error)
     if damage:
-        raise InputError(f"{path} is damaged: {damage}: {cure}")
+        raise InputError(f"{path} is damaged: {damage}: {fix}")
     _WHOLE.add(stamp)
 
 

@@ -94,7 +94,7 @@ def read_weights(path: Path, model_name: str = MODEL_NAME) -> Weights:
     if content.keys() >= RUN_STATE:
         raise InputError(
             f"{path} is the state of a run, not weights: give a file of that run's saved_models, tuned_clip_*.pt, or"
-            " continue the run by --resume RUN"
+            " continue the run by `resume` RUN"
         )
     key = _place_of_weights(content, model_name)
     if key is None and not any(isinstance(value, Tensor) for value in content.values()):

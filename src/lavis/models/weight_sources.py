@@ -1,6 +1,7 @@
 """Where weights come from: a given path, `models/weights`, LAVIS's cache folder, the hub's cache, then a download."""
 
 import hashlib
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from lavis.models.weight_formats import read_weights
 from sprc.core.errors import InputError, first_line
 from sprc.core.places import REPOSITORY
 from sprc.core.reading import expanded, readable
+
+logger = logging.getLogger(__name__)
 
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 # What a file holds; the sizes follow from the numbers of parameters and the type they are stored in.
@@ -78,7 +81,7 @@ def _local(config: ModelConfig) -> Path | None:
         ]
     if len(found) > 1:
         raise InputError(
-            f"{folder} holds {len(found)} checkpoints ({', '.join(p.name for p in found)}): name one by --weights PATH"
+            f"{folder} holds {len(found)} checkpoints ({', '.join(p.name for p in found)}): name one by `weights` PATH"
             " or SPRC_WEIGHTS"
         )
     return found[0] if found else _published(config.weights, weight_folders()) or _hub_snapshot(config)
@@ -118,7 +121,7 @@ def how_to_get(config: ModelConfig) -> str:
     """One message with every file, its size, its source and its place."""
     folders = " or ".join(map(str, weight_folders()))
     lines = ["this backbone needs pretrained weights that are not on this machine. One of:"]
-    lines += [f"  - put an SPRC checkpoint (.pt) into {weight_folders()[0]}, or name it by --weights or SPRC_WEIGHTS"]
+    lines += [f"  - put an SPRC checkpoint (.pt) into {weight_folders()[0]}, or name it by `weights` or SPRC_WEIGHTS"]
     lines += [f"  - put these into {folders}:"]
     lines += [
         f"      {LAVIS_URL}{name} ({PUBLISHED.get(name, 'LAVIS')})" for name in (config.weights, config.vision_weights)
@@ -129,7 +132,7 @@ def how_to_get(config: ModelConfig) -> str:
         ]
         lines += [f"    or its files in a folder of {weight_folders()[0]}; HF_ENDPOINT names a mirror of the hub"]
     lines += ["  - on a machine with a network: python roi_align_integration/tools/get_weights.py"]
-    lines += ["  - --weights random starts from nothing, for a trial of speed or memory"]
+    lines += ["  - `weights` random starts from nothing, for a trial of speed or memory"]
     return "\n".join(lines)
 
 
@@ -145,7 +148,7 @@ def _try_download(name: str) -> Path | None:
     try:
         download(LAVIS_URL + name, path)
     except OSError as error:
-        print(f"no download of {LAVIS_URL}{name}: {first_line(error)}", flush=True)
+        logger.warning(f"no download of {LAVIS_URL}{name}: {first_line(error)}")
         return None
     return path
 
@@ -157,7 +160,7 @@ def _try_hub(config: ModelConfig) -> Path | None:
     try:
         folder = Path(huggingface_hub.snapshot_download(config.hub_weights, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's client raises whatever its HTTP and xet libraries do
-        print(f"no download of {config.hub_weights}: {first_line(error)}", flush=True)
+        logger.warning(f"no download of {config.hub_weights}: {first_line(error)}")
         return None
     for path in folder.glob("*.safetensors"):
         check_blob(path)

@@ -2,12 +2,15 @@
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sprc.core.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # What `flock` answers on a file system without locks: Lustre without -o flock, NFS (EBADF: for a folder), some CIFS.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
@@ -102,12 +105,11 @@ def _lock(handle: int, place: Path, wait: bool) -> None:
         except BlockingIOError as error:
             if not wait:
                 raise InputError(f"{place} is in use by another process: wait for its end, or stop it") from error
-            print(f"waiting for another process that works on {place}", flush=True)
+            logger.info(f"waiting for another process that works on {place}")
             fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise InputError(f"{place} cannot be locked ({error.strerror}): check its disk") from error
-        print(
-            f"{place}: its file system knows no locks ({error.strerror}): nothing keeps a second run out of it",
-            flush=True,
+        logger.warning(
+            f"{place}: its file system knows no locks ({error.strerror}): nothing keeps a second run out of it"
         )

@@ -11,15 +11,15 @@ import torch
 from sprc.core.errors import InputError
 from sprc.core.stop_signals import NOTHING_NEW
 
-OTHER_GPU = "wait for them, or take another GPU by --device cuda:N or CUDA_VISIBLE_DEVICES"
+OTHER_GPU = "wait for them, or take another GPU by `device` cuda:N or CUDA_VISIBLE_DEVICES"
 
 OUT_OF_SHARED_MEMORY = ("Bus error", "for file </torch_", "to file </torch_", "shared memory object </torch_")
 OUT_OF_HANDLES = ("Too many open files", "items of ancdata")
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Have bad input and numbers that are none say where a run met them."""
+def naming_place(place: str) -> Iterator[None]:
+    """Have bad input, and numbers that are not finite, say at what place of a run they came up."""
     try:
         yield
     except InputError as error:
@@ -27,17 +27,17 @@ def naming(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def explained(memory_cure: str) -> Iterator[None]:
+def explained(memory_fix: str) -> Iterator[None]:
     """Have memory that ran out, a loader process that was killed, and bad input that one met raise InputError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(crowded_gpu(error) or memory_cure) from error
+        raise InputError(crowded_gpu(error) or memory_fix) from error
     except RuntimeError as error:
         if "CUDA error: out of memory" in str(error):  # not even room for CUDA itself
             raise InputError(f"other programs fill the GPU: {OTHER_GPU}; {NOTHING_NEW}") from error
         if "can't allocate memory" in str(error):  # torch's own allocator on the CPU
-            raise InputError(memory_cure) from error
+            raise InputError(memory_fix) from error
         told = loader_fault(str(error))
         if told:
             raise InputError(f"{told}; {NOTHING_NEW}") from error
@@ -55,14 +55,14 @@ def loader_fault(message: str, shared: Path = Path("/dev/shm")) -> str:
         free, total = (size / 2**20 for size in (shutil.disk_usage(shared).free, shutil.disk_usage(shared).total))
         return (
             f"{shared}, through which the processes that load images hand them over, is too small: {free:.0f} of"
-            f" {total:.0f} MiB are free. Use --num-workers 0, or make it larger (docker: --shm-size=8g)"
+            f" {total:.0f} MiB are free. Use `num_workers` 0, or make it larger (docker: --shm-size=8g)"
         )
     if any(sign in message for sign in OUT_OF_HANDLES):
-        return "the processes that load images have too many open files: raise ulimit -n, or lower --num-workers"
+        return "the processes that load images have too many open files: raise ulimit -n, or lower `num_workers`"
     if re.search(r"DataLoader worker \(pid", message):  # it was killed: an error of its own has other words
         return (
             f"a process that loads images ended: {message.splitlines()[0]} It may have been short of memory: lower"
-            " --num-workers"
+            " `num_workers`"
         )
     return ""
 
@@ -82,12 +82,12 @@ def crowded_gpu(error: Exception) -> str:
     )
 
 
-def training_memory_cure(batch_size: int, micro_batch: int | None = None, cached: bool = False) -> str:
+def training_memory_fix(batch_size: int, micro_batch: int | None = None, cached: bool = False) -> str:
     """What to say where a training's memory ran out; `cached` where it has a feature cache already."""
-    at_once, or_cache = min(batch_size, micro_batch or batch_size), "" if cached else "--feature-cache or "
+    at_once, or_cache = min(batch_size, micro_batch or batch_size), "" if cached else "`feature_cache` or "
     if at_once == 1:
-        return f"one triplet at a time is too much for the memory: use {or_cache}a smaller --backbone; {NOTHING_NEW}"
+        return f"one triplet at a time is too much for the memory: use {or_cache}a smaller `backbone`; {NOTHING_NEW}"
     return (
-        f"{at_once} triplets at a time are too much for the memory: try {or_cache}--micro-batch {at_once // 2}, which"
+        f"{at_once} triplets at a time are too much for the memory: try {or_cache}`micro_batch` {at_once // 2}, which"
         f" keeps the batch of {batch_size} and its gradients; {NOTHING_NEW}"
     )

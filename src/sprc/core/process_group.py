@@ -1,11 +1,12 @@
 """The processes of a training that a launcher starts, one a device: what they tell each other."""
 
+import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from threading import Timer
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from lavis.models.blip2_models.joined_batches import joined_features
 from sprc.core.errors import InputError, first_line
 from sprc.core.launch import Launch, find_launch
+from sprc.core.logs import EVERY_RANK
+
+logger = logging.getLogger(__name__)
 
 # Longer than rank 0 scores a validation or writes a checkpoint, while the others wait for it.
 TIMEOUT = timedelta(minutes=30)
@@ -145,7 +149,7 @@ def join_world(device: torch.device) -> World:
 def _impatient(launch: Launch) -> Iterator[None]:
     """Say whom this process waits for, after some seconds; raise InputError if they have not come in the end."""
     awaited = f"all {launch.size} processes at {launch.address} (this one is rank {launch.rank})"
-    told = Timer(SECONDS_OF_PATIENCE, lambda: print(f"waiting for {awaited}", file=sys.stderr, flush=True))
+    told = Timer(SECONDS_OF_PATIENCE, partial(logger.warning, f"waiting for {awaited}", extra=EVERY_RANK))
     told.daemon = True
     told.start()
     try:

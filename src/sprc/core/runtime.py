@@ -40,9 +40,9 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     scoring = "fp32" if precision == "auto" else precision
     precision = best_precision(chosen) if precision == "auto" else precision
     if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
+        raise InputError(f"`precision` {precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
     if chosen.type == "cpu" and precision != "fp32":
-        raise InputError(f"--precision {precision} needs a CUDA device; on the CPU use fp32")
+        raise InputError(f"`precision` {precision} needs a CUDA device; on the CPU use fp32")
     return Runtime(chosen, PRECISIONS[precision], PRECISIONS[scoring])
 
 
@@ -53,7 +53,7 @@ def choose_device(name: str) -> torch.device:
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
     if match is None:
-        raise InputError(f"--device {name!r} is not a device that this project runs on: use auto, cpu, cuda or cuda:N")
+        raise InputError(f"`device` {name!r} is not a device that this project runs on: use auto, cpu, cuda or cuda:N")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     launch, count = find_launch(), torch.cuda.device_count()
@@ -62,7 +62,7 @@ def choose_device(name: str) -> torch.device:
         index = _gpu_of_process(index, launch)
     if (index or 0) >= count:
         asked = name if index is None else f"cuda:{index}"
-        raise InputError(f"--device {asked}: torch {torch.__version__} sees {count} CUDA devices")
+        raise InputError(f"`device` {asked}: torch {torch.__version__} sees {count} CUDA devices")
     return torch.device("cuda") if index is None else torch.device("cuda", index)
 
 
@@ -70,7 +70,7 @@ def _gpu_of_process(given: int | None, launch: Launch) -> int:
     """The GPU of one of several processes. Raises InputError if nobody says which, or all were to share one."""
     if given is not None:
         if launch.local_size > 1:
-            raise InputError(f"--device cuda:{given} puts {launch.local_size} processes on one GPU: use --device cuda")
+            raise InputError(f"`device` cuda:{given} puts {launch.local_size} processes on one GPU: use `device` cuda")
         return given
     if launch.local_rank is None:
         raise InputError("LOCAL_RANK, the number of this process on its machine, is not set: it names its GPU")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import zlib
@@ -12,6 +13,8 @@ import numpy as np
 
 from sprc.core.errors import InputError
 from sprc.core.files import atomic_writer, read_bytes, read_json, unwritable, write_atomically
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
 # Name of a file beside the features -> columns and type of its array.
@@ -112,7 +115,7 @@ def unfinished_rows(folder: Path, key: dict) -> list[int]:
 def _make_files(folder: Path, key: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     count, size, free = key["count"], features_size(key), shutil.disk_usage(folder).free
-    print(f"feature cache: {count} images, {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free", flush=True)
+    logger.info(f"feature cache: {count} images, {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free")
     if size > 0.95 * free:
         raise InputError(f"the feature cache needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free")
     try:
@@ -143,7 +146,7 @@ def _allocate(folder: Path, size: int, flags: int = 0) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"the feature cache needs {size / 1e9:.3g} GB, which {folder} has not ({error.strerror}): free some"
-                " space, or give another --feature-cache"
+                " space, or give another `feature_cache`"
             ) from error
         raise unwritable(folder / "features.bin", error) from error
     finally:

@@ -16,6 +16,7 @@ are used until the folder is removed.
 
 import hashlib
 import json
+import logging
 import time
 import zlib
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from sprc.core.process_group import ALONE, World
 from sprc.data.cache_files import PRECISIONS, map_arrays, open_arrays, open_features, row_checks, unfinished_rows
 from sprc.data.loader_workers import send_queue_errors
 from sprc.data.vit_fingerprint import frozen_fingerprint
+
+logger = logging.getLogger(__name__)
 
 BATCH = 32
 BATCHES_PER_FLUSH = 16
@@ -83,8 +86,8 @@ class FeatureCache:
             free, _ = torch.cuda.mem_get_info(device)
             if self.features.nbytes > 0.8 * free:
                 raise InputError(
-                    f"--cache-device cuda: the cache has {self.features.nbytes / 1e9:.1f} GB, and {device} has"
-                    f" {free / 1e9:.1f} GB free: use --cache-device cpu"
+                    f"`cache_device` cuda: the cache has {self.features.nbytes / 1e9:.1f} GB, and {device} has"
+                    f" {free / 1e9:.1f} GB free: use `cache_device` cpu"
                 )
         table = torch.empty(self.features.shape, dtype=torch.from_numpy(self.features[:0].copy()).dtype, device=device)
         for index in range(len(table)):
@@ -117,7 +120,7 @@ def use_feature_cache(
     if config.feature_cache == "off":
         return
     if config.cache_device == "cuda" and device.type != "cuda":
-        raise InputError(f"--cache-device cuda: this run is on {device}; use --cache-device cpu")
+        raise InputError(f"`cache_device` cuda: this run is on {device}; use `cache_device` cpu")
     table = device if config.cache_device == "cuda" else None
     fingerprint = frozen_fingerprint(model)
     for dataset in datasets:
@@ -125,10 +128,9 @@ def use_feature_cache(
         folder = Path(config.feature_cache).expanduser() / _key_name(key)
         _complete(folder, key, partial(build, folder, key, dataset, model, device, config.num_workers), world)
         dataset.features = _together(world, partial(FeatureCache, folder, key, table))
-        print(
+        logger.info(
             f"feature cache: {folder}, {len(dataset.names)} images of {dataset.title}; remove it after you replace an"
-            " image by one of the same size and time",
-            flush=True,
+            " image by one of the same size and time"
         )
 
 
@@ -208,7 +210,7 @@ def build(
             files.write(index, _store(row, key["precision"], dataset.names[index]), size)
         if number == 1:
             minutes = (time.perf_counter() - start) * len(loader) / 60
-            print(f"feature cache: about {minutes:.1f} minutes for {len(rows)} images", flush=True)
+            logger.info(f"feature cache: about {minutes:.1f} minutes for {len(rows)} images")
         if number % BATCHES_PER_FLUSH == 0 or number == len(loader):
             files.flush()
     model.train(was_training)

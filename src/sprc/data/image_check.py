@@ -1,5 +1,6 @@
 """Whether the images of a run are there, before hours of work depend on them: one pass over folders and headers."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from data_utils import ImageDataset
 from sprc.core.errors import ImageError, InputError
 from sprc.data.image_files import IMAGE_SUFFIXES, file_names
 from sprc.data.images import NOT_APPLIED, is_tagged, orientations
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 3  # files named of each fault
 MOST_REASONS = 5  # told apart in a dataset: a reason may hold a number that is another one in every file
@@ -32,7 +35,7 @@ OTHERS = Fault("cannot be read for other reasons", "copy or download them again"
 def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
     """Raise one InputError for all images of the datasets that are not there or are no image by their header.
 
-    Otherwise prints how many images carry an EXIF orientation, unless `quiet`.
+    Otherwise logs how many images carry an EXIF orientation, unless `quiet`.
     """
     problems, tagged = [], []
     for title, files in _files(datasets).items():
@@ -45,7 +48,7 @@ def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
         where = f"they belong under {roots}, and cirr_dataset/README.md says where they come from"
         raise InputError(f"{'; '.join(problems)}; {where}")
     if tagged and not quiet:
-        print(f"{' and '.join(tagged)} carry an EXIF orientation. {NOT_APPLIED}", flush=True)
+        logger.warning(f"{' and '.join(tagged)} carry an EXIF orientation. {NOT_APPLIED}")
 
 
 def _files(datasets: tuple[ImageDataset, ...]) -> dict[str, dict[Path, str]]:

@@ -49,7 +49,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow's erro
 def open_rgb(path: str | Path) -> Image.Image:
     """The whole image in RGB, in the stored frame, without any tag by which a reader could turn it.
 
-    Raises ImageError where the file cannot be read; `naming` tells which file it is.
+    Raises ImageError where the file cannot be read; `naming_image` tells which file it is.
     """
     with _opened(path) as image:
         image.load()
@@ -73,7 +73,7 @@ def orientation(path: str | Path) -> int:
 
 
 @contextmanager
-def naming(name: str, path: Path) -> Iterator[None]:
+def naming_image(name: str, path: Path) -> Iterator[None]:
     """Within this context an ImageError becomes an InputError that names the image."""
     try:
         yield

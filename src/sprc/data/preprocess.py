@@ -125,7 +125,7 @@ class Preprocess:
 def targetpad_transform(target_ratio: float = 1.25, dim: int = 224) -> Preprocess:
     """SPRC's default: pad images longer than `target_ratio` to that ratio. Raises InputError for another ratio."""
     if not 1 <= target_ratio < math.inf:
-        raise InputError(f"--target-ratio is long side / short side, a number of at least 1, not {target_ratio}")
+        raise InputError(f"`target_ratio` is long side / short side, a number of at least 1, not {target_ratio}")
     return Preprocess(float(target_ratio), dim)
 
 

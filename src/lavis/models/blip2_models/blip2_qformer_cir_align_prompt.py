@@ -364,7 +364,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         absent = [name for name in names if name not in samples]
         if absent:
             raise InputError(
-                f"the region loss is on, but the samples have no {' and no '.join(absent)}: give --box-file"
+                f"the region loss is on, but the samples have no {' and no '.join(absent)}: give `box_file`"
             )
         return samples[names[0]], samples[names[1]]
 
