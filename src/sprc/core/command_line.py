@@ -39,7 +39,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def run_main(main: Callable[[], None], in_group: bool = False) -> None:
+def run_main(main: Callable[[], object], in_group: bool = False) -> None:
     """Run a script: bad input is one line on stderr and status 2, an interrupt status 130; a bug keeps its trace.
 
     An error of the system that names a file is bad input too. `--debug`, which every script takes, shows the trace of
