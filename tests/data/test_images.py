@@ -1,6 +1,7 @@
 """The one opener: the stored frame, the colours, the formats that are read, and what is said about any other file."""
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 from data_utils import CIRRDataset
 from lavis.processors import BlipImageEvalProcessor
 from sprc.core.errors import ImageError, InputError
+from sprc.core.stop_signals import Stopped
 from sprc.data import images
 from sprc.data.image_check import check_images
 from sprc.data.images import MOST_PIXELS, is_tagged, naming_image, open_rgb, orientation, orientations, stored_size
@@ -215,6 +217,18 @@ def test_permission_denied_is_told_with_its_fix(tmp_path, monkeypatch):
     path, says = tmp_path / "a.png", r"image 'a' at \S+a\.png cannot be read \(Permission denied\): make it readable"
     with pytest.raises(InputError, match=says), naming_image("a", path):
         open_rgb(path)
+
+
+def test_a_signal_while_an_image_is_read_is_no_damage(tmp_path, monkeypatch):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+
+    def stop(*arguments, **options):
+        raise Stopped(signal.SIGINT, "stopped by SIGINT")
+
+    for name in ("load", "getexif"):
+        with monkeypatch.context() as patched, pytest.raises(Stopped), naming("a", tmp_path / "a.png"):
+            patched.setattr(Image.Image, name, stop)
+            open_rgb(tmp_path / "a.png")
 
 
 @settings(max_examples=150)

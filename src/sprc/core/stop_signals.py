@@ -28,8 +28,11 @@ def _end_with_parent(parent: int) -> None:
     os._exit(0)  # as torch's own handler ends a worker
 
 
-class Stopped(Exception):
-    """The run has stopped as a signal asked. `status` is what a shell expects: 128 + the signal's number."""
+class Stopped(BaseException):
+    """The run has stopped as a signal asked. `status` is what a shell expects: 128 + the signal's number.
+
+    No `Exception`, as KeyboardInterrupt is none: what reads a file and explains any error of it must not explain this.
+    """
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
