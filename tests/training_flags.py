@@ -1,6 +1,7 @@
 """How the tests start a training: its flags, and the script in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,8 @@ def at_once(script: str | Path, flags: list[str]) -> list[str]:
         assert process.returncode == 0, err
         answers.append(out)
     return answers
+
+
+def hear_interrupts() -> None:
+    """What runs in the background of a shell ignores SIGINT, and its children with it: a `preexec_fn` against that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -308,6 +308,7 @@ def open_lists(shared, kind) -> list[str]:
     return json.loads((shared / "fashioniq" / "image_splits" / f"split.{kind}.val.json").read_text())
 
 
+@pytest.mark.integration
 def test_real_annotations(real):
     sizes = {}
     for kind in TYPES:
@@ -324,6 +325,7 @@ def test_real_annotations(real):
     assert open_val(real, "dress", "classic")[5][1].shape == (3, 56, 56)
 
 
+@pytest.mark.integration
 def test_real_annotations_ranked_the_slow_way(real):
     """Recalls by type of seeded scores, against sorting each row; the reference stays in the ranking."""
     galleries = {kind: open_val(real, kind, "classic") for kind in TYPES}

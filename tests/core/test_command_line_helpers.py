@@ -44,6 +44,7 @@ def test_one_that_names_none_keeps_its_trace(capsys, monkeypatch):
     assert "Traceback" in said and "reset" in said
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize(
     "lines",
@@ -60,6 +61,7 @@ def test_output_that_cannot_be_written_is_one_line(lines):
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.integration
 def test_a_reader_that_has_gone_is_one_line():
     script = "from sprc.core.command_line import run_main\nrun_main(lambda: print('a' * 10**6))"
     reader, writer = os.pipe()
@@ -95,6 +97,7 @@ def run(*words, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=ASCII, capture_output=True, text=True, timeout=120, **options)
 
 
+@pytest.mark.integration
 def test_a_training_in_a_folder_that_the_terminal_cannot_print(odd_folder, demo, small_yaml):
     data = Path(shutil.copytree(demo, odd_folder / "demo"))
     yaml = shutil.copy(small_yaml, odd_folder / "m.yaml")
@@ -110,6 +113,7 @@ def test_a_training_in_a_folder_that_the_terminal_cannot_print(odd_folder, demo,
         assert len(list((odd_folder / "models").iterdir())) == 1  # it was found again
 
 
+@pytest.mark.integration
 def test_the_check_of_roialign_prints_any_name(odd_folder):
     script = SCRIPT.parents[1] / "roi_align_integration" / "tests" / "test_roi_align.py"
     answer = run(script, "--backbone", odd_folder / "none.yaml")

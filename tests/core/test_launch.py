@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from training_flags import ENVIRONMENT, SCRIPT, command, train, training_flags
+from training_flags import ENVIRONMENT, SCRIPT, command, hear_interrupts, train, training_flags
 
 from sprc.core import process_group as distributed
 from sprc.core.command_line import run_main
@@ -149,6 +149,7 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
+@pytest.mark.integration
 def test_two_processes_that_a_user_starts_are_one_training(demo, small_yaml, tmp_path):
     settings = {"batch_size": 4, "learning_rate": 1e-3}
     port = free_port()
@@ -178,6 +179,7 @@ def test_a_group_that_does_not_meet(monkeypatch, caplog):
     assert "waiting for all 2 processes at 127.0.0.1" in caplog.text
 
 
+@pytest.mark.integration
 def test_an_error_of_every_rank_is_printed_once(tmp_path, small_yaml):
     """torchrun's own report, which it prints for every script that fails, repeats it."""
     told = train(*training_flags(tmp_path / "nowhere", small_yaml, tmp_path), processes=2)
@@ -187,6 +189,7 @@ def test_an_error_of_every_rank_is_printed_once(tmp_path, small_yaml):
     assert said[1].strip().startswith("traceback : error: no folder")
 
 
+@pytest.mark.integration
 def test_an_error_of_one_rank_is_printed_by_it(tmp_path):
     code = "from sprc.core import launch; launch.SECONDS_FOR_RANK_0 = 0.2\n"
     code += "from sprc.core.command_line import run_main; from sprc.core.errors import InputError\n"
@@ -200,6 +203,7 @@ def test_an_error_of_one_rank_is_printed_by_it(tmp_path):
     assert os.environ.get("RANK") is None
 
 
+@pytest.mark.integration
 def test_ctrl_c_while_another_rank_waits_to_speak_shows_no_trace(tmp_path):
     code = "from sprc.core.command_line import run_main\n"
     code += "from sprc.core.errors import InputError\n"
@@ -212,8 +216,3 @@ def test_ctrl_c_while_another_rank_waits_to_speak_shows_no_trace(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "")
-
-
-def hear_interrupts() -> None:
-    """What runs in the background of a shell ignores SIGINT, and its children with it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

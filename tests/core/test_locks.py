@@ -33,6 +33,7 @@ with getattr(locks, sys.argv[1])(Path(sys.argv[2])):
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("lock", ["held", "held_file"])
 def test_a_child_does_not_keep_the_lock_of_a_parent_that_was_killed(tmp_path, lock):
     parent = python(HOLD_AND_FORK, lock, tmp_path)

@@ -79,6 +79,7 @@ def test_two_runs_do_not_share_a_folder(flags, tmp_path):
 # --- processes and memory ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_loader_process_that_is_killed(flags, monkeypatch):
     original = preprocess.Preprocess.__call__
 
@@ -92,6 +93,7 @@ def test_a_loader_process_that_is_killed(flags, monkeypatch):
         blip_fine_tune_2.main([*flags, "--num-workers", "1"])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("cached", [False, True])
 def test_shared_memory_that_is_too_small(demo, small_yaml, tmp_path, cached):
     """In a mount namespace of its own, whose /dev/shm has 64 KiB. A cache's images are not yet a batch in there."""
@@ -330,6 +332,7 @@ def test_a_temperature_that_fell_to_zero(tmp_path):
 # --- how it is told ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_one_line_and_a_status_and_a_trace_where_it_is_asked_for(flags):
     wrong = [*flags, "--output-folder", "/proc/nowhere"]
     told = train(*wrong)

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
 from training_flags import ENVIRONMENT, command, train, training_flags, with_regions
+from training_step import assert_same_step, gradients_of, make_model, make_samples, weights_of
 
 from lavis.models import load_model
 from lavis.models.blip2_models.region import OBJECTIVES
@@ -58,6 +58,7 @@ def run_rank(rank: int, size: int, folder: str, yaml: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_have_the_gradients_of_one_process_with_the_whole_batch(small_yaml, tmp_path, size):
     mp.spawn(run_rank, (size, str(tmp_path), small_yaml), nprocs=size)
@@ -114,6 +115,7 @@ class Gallery(list):
         return images.to(device)
 
 
+@pytest.mark.integration
 def test_a_rank_without_references_or_images_takes_part_in_an_evaluation(small_yaml, tmp_path):
     mp.spawn(evaluate_rank, (str(tmp_path), small_yaml, 2), nprocs=2)
     expected = scores_of(small_yaml, str(tmp_path), Runtime(torch.device("cpu"), torch.float32))
@@ -148,6 +150,7 @@ def rows_of(output: Path, name: str) -> list[list[float]]:
         return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
 
 
+@pytest.mark.integration
 def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
     cache = {"feature_cache": tmp_path / "cache", "cache_precision": "fp32"}
     constant = {"loss_region": 0.5}  # the objective's own weight falls with the epochs, of which `two` has one at first
@@ -196,6 +199,7 @@ def test_listening_sockets_are_found():
         assert {"127.0.0.1", "0.0.0.0"} <= listening(os.getpid())
 
 
+@pytest.mark.integration
 def test_a_rank_that_dies_ends_the_job(demo, still_yaml, tmp_path):
     settings = {"batch_size": 4, "num_epochs": 1000, "learning_rate": 1e-3} | with_regions(demo)
     flags = training_flags(demo, still_yaml, tmp_path, **settings)
@@ -218,6 +222,7 @@ def test_a_rank_that_dies_ends_the_job(demo, still_yaml, tmp_path):
     assert "SIGKILL" in errors
 
 
+@pytest.mark.integration
 def test_sigterm_to_torchrun_saves_the_state(demo, still_yaml, tmp_path):
     """It sends the signal on; its own status is 1, whatever its processes have ended with."""
     flags = training_flags(demo, still_yaml, tmp_path, batch_size=4, num_epochs=1000, learning_rate=1e-3)

@@ -223,6 +223,7 @@ print("written", int(features.sum()))
 """
 
 
+@pytest.mark.integration
 def test_a_disk_that_fills_later_ends_nothing(small_disk):
     """Rows written to a hole of a file on a full disk end the process with SIGBUS: in a process of its own."""
     environment = ENVIRONMENT | {"PYTHONPATH": str(SCRIPT.parent)}
@@ -308,6 +309,7 @@ def run_rank(rank: int, folder: Path, data: Path, yaml: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.integration
 def test_bad_input_of_one_rank_is_told_on_all(demo, small_yaml, tmp_path):
     """Soon, not after the half hour that a rank waits for another."""
     mp.spawn(run_rank, (tmp_path, demo, small_yaml), nprocs=2)

@@ -16,6 +16,7 @@ from bad_inputs import sixteen_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from data_utils import CIRRDataset
 from lavis.processors import BlipImageEvalProcessor
@@ -219,16 +220,18 @@ def test_permission_denied_is_told_with_its_fix(tmp_path, monkeypatch):
         open_rgb(path)
 
 
-def test_a_signal_while_an_image_is_read_is_no_damage(tmp_path, monkeypatch):
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-
+@pytest.mark.parametrize(("kind", "method", "read"), [
+    (PngImageFile, "load_prepare", open_rgb),
+    (Image.Image, "getexif", orientation),
+])  # fmt: skip
+def test_a_signal_while_an_image_is_read_is_no_damage(tmp_path, monkeypatch, kind, method, read):
     def stop(*arguments, **options):
         raise Stopped(signal.SIGINT, "stopped by SIGINT")
 
-    for name in ("load", "getexif"):
-        with monkeypatch.context() as patched, pytest.raises(Stopped), naming("a", tmp_path / "a.png"):
-            patched.setattr(Image.Image, name, stop)
-            open_rgb(tmp_path / "a.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    monkeypatch.setattr(kind, method, stop)
+    with pytest.raises(Stopped), naming("a", tmp_path / "a.png"):
+        read(tmp_path / "a.png")
 
 
 @settings(max_examples=150)
@@ -248,6 +251,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, kind, place, junk, 
             assert len(str(error)) > 20
 
 
+@pytest.mark.integration
 def test_a_large_image_warns_of_nothing(tmp_path):
     """Between the bound and twice the bound Pillow warns, with a line of its source: in a process of its own."""
     Image.new("1", (10000, 10000)).save(tmp_path / "a.png")

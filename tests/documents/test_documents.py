@@ -1,11 +1,15 @@
 """What the documents show is true: links and paths exist, flags are known, and commands and code run."""
 
+import io
 import json
 import os
 import re
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -46,10 +50,21 @@ def flags_of(text: str) -> set[str]:
 
 @cache
 def help_text(script: str) -> str:
-    runner = [sys.executable] if script.endswith(".py") else ["bash"]
-    answer = subprocess.run([*runner, script, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout
+    """What `--help` prints; of Python's scripts in this process, which has their packages already."""
+    if not script.endswith(".py"):
+        answer = subprocess.run(["bash", script, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()) as printed:
+        patched.setattr(sys, "argv", [script, "--help"])
+        patched.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, script
+    signal.signal(signal.SIGINT, before)
+    return printed.getvalue()
 
 
 def scripts() -> list[str]:
@@ -138,6 +153,7 @@ def checkout(tmp_path_factory) -> Path:
     return copy
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", shown_commands())
 def test_commands_run(command, checkout):
     words = command.split()
@@ -158,6 +174,7 @@ def test_commands_run(command, checkout):
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0][:40])
 def test_code_runs(code, checkout):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

@@ -158,6 +158,7 @@ def test_help_has_upstreams_flags_and_every_default():
             assert f"(default: {action.default})" in text, action.dest
 
 
+@pytest.mark.integration
 def test_bad_input_is_one_line_and_status_2(tmp_path):
     command = [sys.executable, "blip_fine_tune_2.py", "--dataset", "CIRR", "--data-path", str(tmp_path / "nowhere")]
     answer = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True)
@@ -166,6 +167,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
     assert len(answer.stderr.splitlines()) == 1
 
 
+@pytest.mark.integration
 def test_real_annotations_from_training_to_submission(shared, small_yaml, tmp_path):
     """CIRR's own val and test1 annotations over generated images of the right names; a made-up training split."""
     make_demo_dataset(tmp_path, DemoSettings(24, 16, val_images=6, val_triplets=2, test_images=6, test_triplets=2))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from training_flags import hear_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "roi_align_integration" / "tools"
@@ -233,6 +234,7 @@ def test_a_python_without_ensurepip_is_said(project):
     assert not (project / ".venv").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("lock", ["flock", "folder"])
 def test_two_at_once_install_once(project, lock):
     if lock == "folder":
@@ -250,6 +252,7 @@ def test_two_at_once_install_once(project, lock):
     assert not (project / ".venv.lock.d").exists()
 
 
+@pytest.mark.integration
 def test_an_interrupt_gives_the_folder_lock_back(project):
     (project.parent / "bin" / "flock").unlink(missing_ok=True)
     environ = variables(project, 1, PIP_DOES="kill -TERM $PPID")
@@ -456,6 +459,7 @@ def test_help_is_instant():
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0, 0.5, 1.5])
 @pytest.mark.parametrize("script", ["tests/test_roi_align.py", "tools/benchmark_regions.py --table"])
 def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
@@ -474,11 +478,7 @@ def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
     assert process.returncode in (0, 130, -signal.SIGINT), errors  # 0 on a machine that was through by then
 
 
-def hear_interrupts() -> None:
-    """What runs in the background of a shell ignores SIGINT, and its children with it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("step", "seconds"), [("set-up", 0.05), ("set-up", 1), ("make the demo", 1), ("make the demo", 2)]
 )

@@ -169,6 +169,7 @@ for _ in range(40):
 """
 
 
+@pytest.mark.integration
 def test_rows_that_two_processes_append_are_all_there(tmp_path):
     """As two benchmarks with one CSV file do."""
     path = tmp_path / "rows.csv"
@@ -317,6 +318,7 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
 # --- from end to end --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20}
     monkeypatch.setattr(benchmark_regions, "DEMO", sizes)
@@ -346,6 +348,7 @@ def test_the_folder_of_other_settings_is_left_alone(tmp_path):
         benchmark_regions.write_settings(path, {"seed": 2})
 
 
+@pytest.mark.integration
 def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys):
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]
@@ -365,6 +368,7 @@ def test_all_stages_share_a_file_of_rows():
     assert arguments("--tune").csv == arguments().csv == benchmark_regions.CSV
 
 
+@pytest.mark.integration
 def test_a_run_that_fails_names_its_log(demo, small_yaml, tmp_path, capsys):
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]

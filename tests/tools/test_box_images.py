@@ -177,6 +177,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(("mode", "of_parent", "says"), [
     (0o711, 0o755, "cannot be listed (Permission denied)"),

@@ -54,6 +54,7 @@ def test_saliency_finds_most_objects_of_the_demo_dataset(demo, tmp_path):
     assert share > 0.9
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("attempt", range(2))
 def test_two_that_make_one_box_file_at_once(demo, tmp_path, attempt):
     output = tmp_path / "boxes.json"
@@ -258,6 +259,7 @@ def test_what_regions_cost_is_measured(capsys):
     assert "with regions" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_speed_is_measured(tmp_path, capsys):
     from benchmark_speed import main as benchmark
     from benchmark_speed import whole_training
@@ -289,7 +291,7 @@ def test_only_rows_from_the_cache_take_its_place(tmp_path):
 
 
 def test_upstreams_way_has_the_same_numbers(small_yaml):
-    from test_gradients import assert_same_step, gradients_of, make_model, make_samples, weights_of
+    from training_step import assert_same_step, gradients_of, make_model, make_samples, weights_of
     from upstream_way import go_upstreams_way
 
     from sprc.training.gradients import Gradients

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_flags import SCRIPT, hear_interrupts
 
 import blip_fine_tune_2
 from sprc.core import files
@@ -26,7 +27,6 @@ from sprc.training.run import write_hyperparameters
 from sprc.training.run_inputs import file_fingerprint
 from sprc.training.run_state import Best, random_state, read_state, set_random_state
 
-SCRIPT = Path(__file__).resolve().parents[2] / "src" / "blip_fine_tune_2.py"
 COMPARED = ("train_metrics.csv", "validation_metrics.csv", "saved_models/tuned_clip_last.pt",
             "saved_models/tuned_clip_arithmetic.pt")  # fmt: skip
 
@@ -164,11 +164,6 @@ def start(demo, small_yaml, output, *more) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=hear_interrupts, **pipes)
 
 
-def hear_interrupts() -> None:
-    """What runs in the background of a shell ignores SIGINT, and its children with it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def wait_for_a_state(output: Path, process: subprocess.Popen, after: int = 0) -> None:
     """Until a state has been written later than `after` (ns), or the process has ended."""
     while process.poll() is None:
@@ -200,10 +195,12 @@ def killed_and_resumed(whole, demo, small_yaml, output, seed: int, most_kills: i
     return kills
 
 
+@pytest.mark.integration
 def test_killed_at_any_moment(whole_of_one_thread, demo, small_yaml, tmp_path):
     assert killed_and_resumed(whole_of_one_thread, demo, small_yaml, tmp_path, seed=0, most_kills=5) >= 3
 
 
+@pytest.mark.integration
 def test_a_killed_run_with_workers_goes_on_at_once(demo, small_yaml, tmp_path, monkeypatch):
     """Its processes that load images outlive it by seconds, and hold none of its locks."""
     process = start(demo, small_yaml, tmp_path, "--num-workers", "2", "--num-epochs", "200")
@@ -239,6 +236,7 @@ def whole_of_one_thread(demo, small_yaml, tmp_path_factory) -> Path:
     return run_folder(output)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_gives_its_status(whole_of_one_thread, demo, small_yaml, tmp_path, number, status):
     process = start(demo, small_yaml, tmp_path, "--save-every", "epoch", "--num-epochs", "200")
@@ -252,6 +250,7 @@ def test_a_signal_saves_and_gives_its_status(whole_of_one_thread, demo, small_ya
     assert state["epoch"] > 0 or state["step"] > 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_saves_as_well(demo, small_yaml, tmp_path, number):
     """As Ctrl-C in a terminal and a batch system send it: processes that load images hear it too."""
@@ -264,6 +263,7 @@ def test_a_signal_to_the_whole_group_saves_as_well(demo, small_yaml, tmp_path, n
     assert f"stopped by {number.name}; saved; go on with --resume {run_folder(tmp_path)}" in err
 
 
+@pytest.mark.integration
 def test_a_worker_ends_with_its_parents_signal_alone():
     context = multiprocessing.get_context("fork")
     ready = context.Event()
