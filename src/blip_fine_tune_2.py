@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sprc.core.command_line import HelpFormatter, run_main, user_path
+from sprc.core.command_line import HelpFormatter, run_main, hide_bars_of_other_ranks, user_path
 from sprc.core.launch import any_rank
-from sprc.core.logs import silence_all_but_rank_0
 from sprc.core.options import add_flags, require_given
 from sprc.data.options import CacheOptions, DataOptions
 from sprc.retrieval.options import ModelOptions, RuntimeOptions
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None):
 
     Raises InputError if a flag, a file or an entry is wrong, before training starts if it can be known.
     """
-    silence_all_but_rank_0()
+    hide_bars_of_other_ranks()
     config, resumed = parse_config(argv)
     from sprc.training.run import final_table, run_training  # heavy: torch, timm, transformers
 

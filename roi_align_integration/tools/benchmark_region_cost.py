@@ -16,7 +16,7 @@ from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
 from sprc.core.command_line import HelpFormatter, positive_int, run_main  # noqa: E402
 from sprc.training.config import REGION_WEIGHTS, TrainConfig  # noqa: E402
 
-DEFAULT = TrainConfig("CIRR").region_objective
+DEFAULT = TrainConfig(dataset="CIRR").region_objective
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ def loading(folder: Path, args: argparse.Namespace, model, with_boxes: bool) -> 
     preprocess = targetpad_transform(dim=model.config.vision.image_size)
     dataset = CIRRDataset("train", "relative", preprocess, box_file, folder)
     cache = str(folder / "cache") if args.cached else "off"
-    config = TrainConfig("CIRR", feature_cache=cache, num_workers=0)
+    config = TrainConfig(dataset="CIRR", feature_cache=cache, num_workers=0)
     use_feature_cache(config, model, model.device, dataset)
     triplets = TrainingTriplets(dataset)
     return lambda: collate_fn([triplets[i] for i in range(args.batch_size)])

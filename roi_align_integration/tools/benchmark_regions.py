@@ -353,7 +353,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=positive_int, help="runs at a time (default: CPU cores, or 1 with CUDA)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    real, cirr = parser.add_argument_group("on CIRR"), TrainConfig("CIRR")
+    real, cirr = parser.add_argument_group("on CIRR"), TrainConfig(dataset="CIRR")
     real.add_argument("--data-path", type=user_path, help="folder of CIRR; without it the scenes are generated")
     real.add_argument("--box-file", type=user_path, help="boxes of its training images")
     real.add_argument("--backbone", default="pretrain", help="as in blip_fine_tune_2.py")
@@ -382,7 +382,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(ARMS)
     args.arms = args.arms or few
     args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
-    epochs = EPOCHS[args.stage] if args.data_path is None else TrainConfig("CIRR").num_epochs
+    epochs = EPOCHS[args.stage] if args.data_path is None else TrainConfig(dataset="CIRR").num_epochs
     args.num_epochs = args.num_epochs or epochs
     scenes = args.difficulty if args.data_path is None else "cirr"
     args.folder = args.folder or DATA / scenes

@@ -12,17 +12,17 @@ from PIL import Image
 
 import blip_fine_tune_2
 import blip_validate
-from data_utils import FashionIQDataset, join_captions, join_captions_randomly
-from sprc.benchmarks.retrieval_task import fashioniq_summary, fashioniq_validation
+from data_utils import FashionIQDataset
+from sprc.benchmarks.fashioniq import TYPES, FashionIQ, join_captions, join_captions_randomly, summary
 from sprc.core.errors import InputError
 from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.image_check import check_images
 from sprc.data.preprocess import targetpad_transform
-from sprc.training import engine
+from sprc.retrieval.evaluation import Evaluator
 from sprc.training.config import TrainConfig
+from sprc.training.optimization import Optimization
 
 PREPROCESS = targetpad_transform(1.25, 56)
-TYPES = FashionIQDataset.TYPES
 COLUMNS = [f"{kind}_recall_at{k}" for kind in TYPES for k in (10, 50)]
 COLUMNS += ["average_recall_at10", "average_recall_at50", "average_recall"]
 
@@ -191,7 +191,7 @@ def test_wrong_arguments_are_answered(made, tmp_path):
                                ("val", ["dress"], "both")):  # fmt: skip
         with pytest.raises(InputError, match="FashionIQDataset"):
             FashionIQDataset(split, kinds, mode, PREPROCESS, data_path=made)
-    with pytest.raises(InputError, match="--data-path"):
+    with pytest.raises(InputError, match="`data_path`"):
         FashionIQDataset("val", ["dress"], "classic", PREPROCESS, data_path=tmp_path / "nowhere")
 
 
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_reached_is_answered(made, tmp_path):
     closed.chmod(0o700)
     os.seteuid(65534)
     try:
-        with pytest.raises(InputError, match=r"no folder .*--data-path"):
+        with pytest.raises(InputError, match=r"no folder .*`data_path`"):
             open_val(closed / "data", "dress", "classic")
     finally:
         os.seteuid(0)
@@ -222,14 +222,15 @@ def test_captions_are_joined_in_four_ways():
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_the_preset_is_upstreams(epochs):
-    config = TrainConfig("FashionIQ", num_epochs=epochs)
+    config = TrainConfig(dataset="FashionIQ", num_epochs=epochs)
     assert config.loss_weights() == {"loss_itc": 1.0, "loss_rtc": 1.0, "loss_align": 1.0}
-    assert (TrainConfig("fashioniq").num_epochs, config.learning_rate) == (30, 2e-5)
-    assert TrainConfig("fashioniq", loss_rtc=0.0).loss_weights()["loss_rtc"] == 0
+    assert TrainConfig(dataset="fashioniq").plan.num_epochs == 30
+    assert config.plan.learning_rate == 2e-5
+    assert TrainConfig(dataset="fashioniq", loss_rtc=0.0).loss_weights()["loss_rtc"] == 0
     preset = config.preset
     assert (preset.tag, preset.monitor, preset.best_file) == ("fiq", "average_recall", "tuned_clip_best.pt")
     model = torch.nn.Linear(2, 2)
-    found = engine.Optimization(model, config, 40, Runtime(torch.device("cpu"), torch.float32))
+    found = Optimization(model, config, 40, Runtime(torch.device("cpu"), torch.float32))
     rates = []
     for _ in range(40 * epochs):
         rates.append(found.learning_rate)
@@ -242,7 +243,7 @@ def test_the_preset_is_upstreams(epochs):
 
 def test_the_summary_averages_over_types():
     metrics = {kind: {"recall_at10": 10.0 * i, "recall_at50": 30.0 * i} for i, kind in enumerate(TYPES)}
-    row = fashioniq_summary(metrics)
+    row = summary(metrics)
     assert list(row) == COLUMNS
     assert (row["average_recall_at10"], row["average_recall_at50"], row["average_recall"]) == (10, 30, 20)
 
@@ -284,8 +285,8 @@ def test_two_runs_are_equal(made, small_yaml, tmp_path):
 
 
 def test_the_protocol_is_fashioniqs_own():
-    with pytest.raises(InputError, match="for FashionIQ"):
-        TrainConfig("CIRR", gallery="captions")
+    with pytest.raises(InputError, match="`gallery` captions is not for CIRR"):
+        TrainConfig(dataset="CIRR", gallery="captions")
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +316,7 @@ def test_real_annotations(real):
         for gallery in ("split", "captions"):
             found = open_val(real, kind, "classic", gallery)
             check_images(found)
-            sizes[kind, gallery] = (len(found.triplets), len(found))
+            sizes[kind, gallery] = (len(found.queries), len(found))
     assert sizes == {
         ("dress", "split"): (2017, 3817), ("dress", "captions"): (2017, 2628),
         ("shirt", "split"): (2038, 6346), ("shirt", "captions"): (2038, 3089),
@@ -328,21 +329,20 @@ def test_real_annotations(real):
 @pytest.mark.integration
 def test_real_annotations_ranked_the_slow_way(real):
     """Recalls by type of seeded scores, against sorting each row; the reference stays in the ranking."""
-    galleries = {kind: open_val(real, kind, "classic") for kind in TYPES}
-    validation = fashioniq_validation(galleries, str)
+    validation = FashionIQ(real).validation(PREPROCESS)
     found, expected = {}, {}
     for kind, task in validation.tasks.items():
-        entries = galleries[kind].triplets[:300]
-        scores = torch.rand(len(task.captions), len(task.gallery), generator=torch.Generator().manual_seed(0))
-        column_of = {name: i for i, name in enumerate(task.gallery_names)}
-        targets = torch.tensor([column_of[entry["target"]] for entry in galleries[kind].triplets])
+        entries = json.loads((real / "captions" / f"cap.{kind}.val.json").read_text())
+        scores = torch.rand(len(task.queries), len(task.gallery), generator=torch.Generator().manual_seed(0))
+        column_of = {name: i for i, name in enumerate(task.gallery.names)}
+        targets = torch.tensor([column_of[entry["target"]] for entry in entries])
         lifted = torch.rand(len(targets), generator=torch.Generator().manual_seed(1)) * 0.02
         scores[torch.arange(len(targets)), targets] = 1 - lifted
         found[kind] = task.metrics(scores)
         order = scores.argsort(dim=1, descending=True, stable=True)
         ranks = torch.tensor([row.index(target) for row, target in zip(order.tolist(), targets.tolist(), strict=True)])
         expected[kind] = {f"recall_at{k}": 100 * (ranks < k).double().mean().item() for k in (10, 50)}
-        assert task.reference_names[: len(entries)] == [entry["candidate"] for entry in entries]
+        assert task.reference_names == [entry["candidate"] for entry in entries]
     assert found == {kind: pytest.approx(values) for kind, values in expected.items()}
     assert 0 < validation.summary(found)["average_recall"] < 100
 
@@ -353,8 +353,8 @@ def test_real_annotations_through_the_model(real, small_yaml):
     from lavis.models import load_model_and_preprocess
 
     model, _, texts = load_model_and_preprocess("blip2_cir_align_prompt", small_yaml, is_eval=True)
-    config = TrainConfig("FashionIQ", num_workers=0)
-    validation = fashioniq_validation({kind: open_val(real, kind, "classic") for kind in TYPES}, texts["eval"])
-    metrics = engine.evaluate(model, validation, config, choose_runtime("cpu", "fp32"))
+    config = TrainConfig(dataset="FashionIQ", num_workers=0)
+    evaluator = Evaluator(model, texts["eval"], config.scoring, choose_runtime("cpu", "fp32"))
+    metrics = evaluator.evaluate(FashionIQ(real).validation(PREPROCESS))
     assert list(metrics) == COLUMNS
     assert all(0 <= value <= 100 for value in metrics.values())

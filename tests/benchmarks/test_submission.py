@@ -6,21 +6,16 @@ from unittest import mock
 import pytest
 import torch
 
+from sprc.benchmarks.cirr import CIRR, NAMES_PER_PAIR, build_submission, check_submission, submission_path
 from sprc.benchmarks.ranking import top_group_names, top_names
-from sprc.benchmarks.submission import (
-    NAMES_PER_PAIR,
-    build_submission,
-    check_submission,
-    read_submission,
-    submission_path,
-    write_submission,
-)
+from sprc.benchmarks.submission import read_submission, write_submission
 from sprc.core.errors import InputError
+from sprc.data.triplets import Query
 
 GALLERY = [f"img-{image}" for image in range(8)]
-ANNOTATIONS = [
-    {"pairid": 12063, "reference": "img-0", "img_set": {"members": GALLERY[:6]}},
-    {"pairid": 7, "reference": "img-5", "img_set": {"members": GALLERY[2:8]}},
+QUERIES = [
+    Query("img-0", "", group=tuple(GALLERY[:6]), pair_id=12063),
+    Query("img-5", "", group=tuple(GALLERY[2:8]), pair_id=7),
 ]
 NAMES = {"12063": ["img-1", "img-3", "img-2"], "7": ["img-7", "img-4", "img-2"]}
 
@@ -29,8 +24,8 @@ def submission(metric="recall", **changed):
     return {"version": "rc2", "metric": metric, **NAMES, **changed}
 
 
-def check(entries, annotations=ANNOTATIONS, k=3):
-    check_submission(entries, annotations, k, GALLERY)
+def check(entries, queries=QUERIES, k=3):
+    check_submission(entries, queries, k, GALLERY)
 
 
 def test_build_gives_version_metric_and_names_by_pair_id():
@@ -86,7 +81,7 @@ def test_check_names_a_missing_and_an_unknown_pair_id():
     with pytest.raises(InputError, match="pair id 99 is not in the captions file"):
         check(submission(**{"99": NAMES["7"]}))
     with pytest.raises(InputError, match="pair id 7 occurs twice in the captions file"):
-        check(submission(), annotations=[*ANNOTATIONS, ANNOTATIONS[1]])
+        check(submission(), queries=[*QUERIES, QUERIES[1]])
 
 
 @pytest.mark.parametrize("changed", [{"version": "rc1"}, {"metric": "precision"}, {"metric": ["recall"]}])
@@ -144,18 +139,19 @@ def test_a_missing_file_is_an_input_error(tmp_path):
 
 @pytest.mark.parametrize("metric", NAMES_PER_PAIR)
 def test_both_files_for_the_real_test1_annotations(shared, tmp_path, metric):
-    annotations = json.loads((shared / "cirr/captions/cap.rc2.test1.json").read_text())
-    gallery = list(json.loads((shared / "cirr/image_splits/split.rc2.test1.json").read_text()))
+    benchmark = CIRR(shared)
+    gallery = benchmark.image_paths("test1")
+    queries, gallery = benchmark.queries("test1", gallery), list(gallery)
     # Few distinct scores, so that nearly every place in the lists is decided by ties.
-    scores = torch.randint(0, 8, (len(annotations), len(gallery)), generator=torch.Generator().manual_seed(0)).half()
-    references = [entry["reference"] for entry in annotations]
+    scores = torch.randint(0, 8, (len(queries), len(gallery)), generator=torch.Generator().manual_seed(0)).half()
+    references = [query.reference for query in queries]
     k = NAMES_PER_PAIR[metric]
     if metric == "recall":
         names = top_names(scores, gallery, k, references)
     else:
-        names = top_group_names(scores, gallery, [entry["img_set"]["members"] for entry in annotations], references, k)
+        names = top_group_names(scores, gallery, [query.group for query in queries], references, k)
     path = submission_path(metric, "run", tmp_path)
-    write_submission(path, build_submission(metric, [entry["pairid"] for entry in annotations], names))
+    write_submission(path, build_submission(metric, [query.pair_id for query in queries], names))
     written = read_submission(path)
-    check_submission(written, annotations, k, gallery)
-    assert len(written) == len(annotations) + 2
+    check_submission(written, queries, k, gallery)
+    assert len(written) == len(queries) + 2

@@ -25,10 +25,10 @@ from sprc.core.machine_faults import explained, training_memory_fix
 from sprc.core.process_group import ALONE
 from sprc.core.runtime import Runtime
 from sprc.data import preprocess
-from sprc.training import engine
 from sprc.training.config import STATE_FILE, TrainConfig
 from sprc.training.gradients import Gradients
 from sprc.training.loss_watch import BROKEN_STEP, LossWatch
+from sprc.training.optimization import Optimization
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_saves_it(flags, tmp_path, m
 
 
 def test_weights_that_are_no_numbers_are_not_saved(flags, tmp_path, monkeypatch):
-    original, steps = engine.Optimization.step, []
+    original, steps = Optimization.step, []
 
     def poisons(self):
         original(self)
@@ -262,7 +262,7 @@ def test_weights_that_are_no_numbers_are_not_saved(flags, tmp_path, monkeypatch)
             with torch.no_grad():
                 self.trainable[0].view(-1)[0] = torch.inf
 
-    monkeypatch.setattr(engine.Optimization, "step", poisons)
+    monkeypatch.setattr(Optimization, "step", poisons)
     with pytest.raises(InputError, match="NaN or infinite in epoch 1"):
         blip_fine_tune_2.main([*flags, "--save-every", "1"])
     state = torch.load(run_folder(tmp_path) / STATE_FILE, weights_only=True)
@@ -272,7 +272,7 @@ def test_weights_that_are_no_numbers_are_not_saved(flags, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("breaks_at", [4, 5])  # of 5 steps in an epoch: before its last, and the last
 def test_weights_that_are_no_numbers_name_their_step(flags, tmp_path, monkeypatch, breaks_at):
-    original, steps = engine.Optimization.step, []
+    original, steps = Optimization.step, []
 
     def poisons(self):
         original(self)
@@ -282,7 +282,7 @@ def test_weights_that_are_no_numbers_name_their_step(flags, tmp_path, monkeypatc
                 for parameter in self.trainable:
                     parameter.fill_(torch.nan)
 
-    monkeypatch.setattr(engine.Optimization, "step", poisons)
+    monkeypatch.setattr(Optimization, "step", poisons)
     with pytest.raises(InputError, match=r"(loss_itc.*|weights) became NaN or infinite in epoch 0, step 4, with 8"):
         blip_fine_tune_2.main(flags)
     record = json.loads((run_folder(tmp_path) / BROKEN_STEP).read_text())
@@ -304,8 +304,8 @@ def test_pairs_without_numbers_stop_with_the_step(demo, small_yaml, tmp_path, mo
 
 def test_fp16_steps_that_overflow_are_skipped_and_counted():
     model = torch.nn.Linear(2, 2)
-    config = TrainConfig("CIRR", learning_rate=1e-3)
-    found = engine.Optimization(model, config, 10, Runtime(torch.device("cpu"), torch.float16))
+    config = TrainConfig(dataset="CIRR", learning_rate=1e-3)
+    found = Optimization(model, config, 10, Runtime(torch.device("cpu"), torch.float16))
     before = model.weight.clone()
     for scale in (1.0, 1e38, 1.0):
         found.scaler.scale(scale * model(torch.full((1, 2), 1e3)).sum()).backward()
@@ -355,7 +355,7 @@ def memory_of(pid: int) -> int:
 @pytest.mark.slow
 def test_two_thousand_steps_hold_neither_memory_nor_files(demo, tmp_path, monkeypatch):
     """From the 500th step on: what has grown by then is what a run holds."""
-    original, seen = engine.Optimization.step, []
+    original, seen = Optimization.step, []
 
     def step(self):
         original(self)
@@ -364,7 +364,7 @@ def test_two_thousand_steps_hold_neither_memory_nor_files(demo, tmp_path, monkey
             files_open = len(os.listdir("/proc/self/fd"))
             seen.append((sum(map(memory_of, family)) / 2**20, files_open, len(family)))
 
-    monkeypatch.setattr(engine.Optimization, "step", step)
+    monkeypatch.setattr(Optimization, "step", step)
     settings = {"num_epochs": 400, "validation_frequency": 100, "num_workers": 2, "save_every": 100}
     blip_fine_tune_2.main(training_flags(demo, "tiny", tmp_path, **settings, **with_regions(demo)))
     print("MiB, open files, processes, every 100 steps:", *seen, sep="\n")

@@ -20,11 +20,12 @@ from training_step import assert_same_step, gradients_of, make_model, make_sampl
 
 from lavis.models import load_model
 from lavis.models.blip2_models.region import OBJECTIVES
-from sprc.benchmarks.retrieval_task import RetrievalTask
+from sprc.benchmarks.benchmark import RetrievalTask
 from sprc.core.process_group import ALONE, World
 from sprc.core.runtime import Runtime
-from sprc.training import engine
-from sprc.training.config import TrainConfig
+from sprc.data.triplets import Query
+from sprc.retrieval.evaluation import Evaluator
+from sprc.retrieval.options import Scoring
 from sprc.training.gradients import Gradients
 from sprc.training.run_state import read_state
 
@@ -91,8 +92,8 @@ def evaluate_rank(rank: int, folder: str, yaml: str, size: int) -> None:
 def scores_of(yaml: str, folder: str, runtime: Runtime) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model = load_model("blip2_cir_align_prompt", yaml)
-    config = TrainConfig("CIRR", batch_size=3, num_workers=0, save_memory=True)
-    return [engine.score_queries(model, task, config, runtime) for task in retrieval_tasks()]
+    evaluator = Evaluator(model, str, Scoring(batch_size=3, num_workers=0, save_memory=True), runtime)
+    return [evaluator.score(task) for task in retrieval_tasks()]
 
 
 def retrieval_tasks() -> list[RetrievalTask]:
@@ -101,9 +102,8 @@ def retrieval_tasks() -> list[RetrievalTask]:
     images = [(f"image-{i}", torch.rand(3, 56, 56, generator=generator)) for i in range(6)]
 
     def task(count: int, references: list[int]) -> RetrievalTask:
-        names = [name for name, _ in images[:count]]
-        asked = [names[i] for i in references]
-        return RetrievalTask(Gallery(images[:count]), names, asked, ["make it red"] * len(asked), lambda scores: {})
+        queries = [Query(images[i][0], "make it red") for i in references]
+        return RetrievalTask(Gallery(images[:count]), queries, ["make it red"] * len(queries))
 
     return [task(6, [0, 2, 4, 2]), task(5, [1, 3]), task(1, [0]), task(6, [5])]
 

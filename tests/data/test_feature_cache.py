@@ -12,7 +12,7 @@ from PIL import Image
 import blip_fine_tune_2
 import blip_validate
 import cirr_test_submission
-from data_utils import CIRRDataset, TrainingTriplets, collate_fn
+from data_utils import CIRRDataset, collate_fn
 from lavis.models import load_model
 from sprc.core.errors import InputError
 from sprc.data import cache_files, feature_cache
@@ -20,7 +20,7 @@ from sprc.data.feature_cache import FeatureCache, build, cache_key, unfinished_r
 from sprc.data.preprocess import squarepad_transform, targetpad_transform
 from sprc.data.vit_fingerprint import frozen_fingerprint
 from sprc.training.config import TrainConfig
-from sprc.training.run import sample_maker
+from sprc.training.samples import SampleMaker
 
 CPU = torch.device("cpu")
 PREPROCESS = targetpad_transform(1.25, 56)
@@ -38,7 +38,7 @@ def open_train(demo, boxes=True):
 
 
 def config(folder, **changes) -> TrainConfig:
-    return TrainConfig("CIRR", feature_cache=str(folder), num_workers=0, **changes)
+    return TrainConfig(dataset="CIRR", feature_cache=str(folder), num_workers=0, **changes)
 
 
 def cached(demo, model, folder, **changes) -> CIRRDataset:
@@ -48,9 +48,8 @@ def cached(demo, model, folder, **changes) -> CIRRDataset:
 
 
 def samples_of(dataset) -> dict:
-    make_samples = sample_maker(str, list, lambda images: dataset.on_device(images, CPU))
-    triplets = TrainingTriplets(dataset)
-    return make_samples(collate_fn([triplets[i] for i in range(8)]))
+    make_samples = SampleMaker(list, str, dataset, CPU)
+    return make_samples(collate_fn([dataset.triplets[i] for i in range(8)]))
 
 
 def losses_and_gradients(model, samples) -> tuple[dict, dict]:

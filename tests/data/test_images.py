@@ -230,7 +230,7 @@ def test_a_signal_while_an_image_is_read_is_no_damage(tmp_path, monkeypatch, kin
 
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     monkeypatch.setattr(kind, method, stop)
-    with pytest.raises(Stopped), naming("a", tmp_path / "a.png"):
+    with pytest.raises(Stopped), naming_image("a", tmp_path / "a.png"):
         read(tmp_path / "a.png")
 
 

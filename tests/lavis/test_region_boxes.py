@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_utils import CIRRDataset, TrainingTriplets, collate_fn
+from data_utils import CIRRDataset, collate_fn
 from lavis.datasets.region_boxes import Region, load_boxes, read_box_file, regions_of, save_boxes
 from sprc.core.errors import InputError
 from sprc.data.preprocess import SMALLEST_SIDE, squarepad_transform, targetpad_transform
@@ -222,8 +222,8 @@ def test_tuples_with_boxes(demo, box_file):
         assert torch.equal(reference, plain[index][0])
         assert torch.equal(target, plain[index][1])
         assert caption == plain[index][2]
-        for boxes, key in ((ref_boxes, "reference"), (tgt_boxes, "target_hard")):
-            name = dataset.triplets[index][key]
+        query = dataset.queries[index]
+        for boxes, name in ((ref_boxes, query.reference), (tgt_boxes, query.target)):
             raw = [region.box for region in load_boxes(box_file)[name]]
             expected = SMALL.move_boxes(raw, *dataset.get_image_size(name)).boxes[:5]
             assert boxes.dtype == torch.float32
@@ -238,7 +238,7 @@ def test_tuples_with_boxes(demo, box_file):
 def test_at_most_so_many_regions(demo, box_file):
     dataset = CIRRDataset("train", "relative", SMALL, box_file, demo, max_regions=1)
     assert all(len(boxes) <= 1 for i in range(5) for boxes in dataset[i][3:])
-    with pytest.raises(InputError, match="--max-regions"):
+    with pytest.raises(InputError, match="`max_regions`"):
         CIRRDataset("train", "relative", SMALL, box_file, demo, max_regions=0)
 
 
@@ -254,19 +254,17 @@ def test_image_sizes(demo):
 def test_boxes_of_an_unknown_frame_are_not_for_tagged_images(demo_copy):
     path = demo_copy / "boxes" / "cirr_boxes_train.json"
     boxes, plain = load_boxes(path), CIRRDataset("train", "relative", SMALL, data_path=demo_copy)
-    entry = plain.triplets[0]
-    for name in (entry["reference"], entry["target_hard"]):
+    query = plain.queries[0]
+    for name in (query.reference, query.target):
         Image.new("RGB", (80, 40)).save(plain.path_of(name), "JPEG", exif=UPSIDE_DOWN)
-    says = (
-        rf"{path} does not say in which frame .* 2 images of CIRR train .* first {entry['reference']}, .*generate_cirr"
-    )
+    says = rf"{path} does not say in which frame .* 2 images of CIRR train .* first {query.reference}, .*generate_cirr"
     with pytest.raises(InputError, match=says):
         CIRRDataset("train", "relative", SMALL, path, demo_copy)
     content = json.loads(path.read_text())
-    write(path, content | {entry["reference"]: [], entry["target_hard"]: []})  # no box could lie elsewhere
+    write(path, content | {query.reference: [], query.target: []})  # no box could lie elsewhere
     CIRRDataset("train", "relative", SMALL, path, demo_copy)
     save_boxes(path, boxes)
-    assert CIRRDataset("train", "relative", SMALL, path, demo_copy).get_image_size(entry["reference"]) == (80, 40)
+    assert CIRRDataset("train", "relative", SMALL, path, demo_copy).get_image_size(query.reference) == (80, 40)
 
 
 def test_a_preprocess_that_cannot_move_boxes_is_refused(demo, box_file):
@@ -275,13 +273,16 @@ def test_a_preprocess_that_cannot_move_boxes_is_refused(demo, box_file):
 
 
 def test_collate_takes_any_number_of_boxes(demo, box_file):
-    image, boxes = torch.zeros(3, 8, 8), [torch.zeros(n, 4) for n in (0, 2, 2, 1)]
-    batch = collate_fn([(image, image, "a", boxes[0], boxes[1]), (image, image, "b", boxes[2], boxes[3])])
-    assert batch[0].shape == (2, 3, 8, 8)
-    assert batch[3] == [boxes[0], boxes[2]]
-    same = collate_fn([(image, boxes[1]), (image, boxes[2])])
-    assert isinstance(same[1], list)
-    triplets = TrainingTriplets(CIRRDataset("train", "relative", SMALL, box_file, demo))
+    dataset = CIRRDataset("train", "relative", SMALL, box_file, demo)
+    items = [dataset[i] for i in range(6)]
+    images, _, captions, ref_boxes, tgt_boxes = collate_fn(items)
+    assert images.shape == (6, 3, 56, 56)
+    assert captions == [item.caption for item in items]
+    assert [len(boxes) for boxes in ref_boxes] == [len(item.ref_boxes) for item in items]
+    assert all(torch.equal(boxes, item.tgt_boxes) for boxes, item in zip(tgt_boxes, items, strict=True))
+    alike = [item for item in items if len(item.ref_boxes) == len(items[0].ref_boxes)]
+    assert isinstance(collate_fn(alike)[3], list)
+    triplets = dataset.triplets
     found = collate_fn([triplets[0], triplets[1]])
     assert found["image"].shape == (2, 3, 56, 56)
     assert [len(boxes) for boxes in found["reference_boxes"]] == [len(triplets[i]["reference_boxes"]) for i in (0, 1)]

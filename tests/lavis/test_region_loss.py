@@ -391,11 +391,11 @@ def test_weights_and_their_schedule(tmp_path):
     assert RegionWeight(0.5, 0.5).at(0.25) == 0.25
     assert RegionWeight(0.5, 0.5).at(0.75) == 0
     assert RegionWeight(0.1).at(1) == 0.1
-    both = TrainConfig("CIRR", use_region_loss=True, box_file=tmp_path, region_objective="both")
+    both = TrainConfig(dataset="CIRR", use_region_loss=True, box_file=tmp_path, region_objective="both")
     assert both.loss_weights(0.9)["loss_region"] == 0.5
-    config = TrainConfig("CIRR", use_region_loss=True, box_file=tmp_path)
+    config = TrainConfig(dataset="CIRR", use_region_loss=True, box_file=tmp_path)
     assert [config.loss_weights(p)["loss_region"] for p in (0, 0.25, 0.5, 1)] == [0.5, 0.25, 0, 0]
-    fixed = TrainConfig("CIRR", use_region_loss=True, box_file=tmp_path, loss_region=0.2)
+    fixed = TrainConfig(dataset="CIRR", use_region_loss=True, box_file=tmp_path, loss_region=0.2)
     assert [fixed.loss_weights(p)["loss_region"] for p in (0, 1)] == [0.2, 0.2]
 
 

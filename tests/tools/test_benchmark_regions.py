@@ -252,7 +252,7 @@ def test_every_arm_has_as_many_trials_and_the_first_is_the_default():
         if arm.objective is not None:
             default = REGION_WEIGHTS[arm.objective]
             assert arm.weights[0] == Weight(default.start, default.until), name
-    assert TrainConfig("CIRR").region_objective == WINNER
+    assert TrainConfig(dataset="CIRR").region_objective == WINNER
 
 
 def test_the_tuned_setting_is_taken_and_its_seeds_are_others():
@@ -302,12 +302,12 @@ def test_wrong_schedules_are_answered_at_start(flags, message):
 
 
 def test_the_schedule_is_planned_as_asked(tmp_path):
-    assert TrainConfig("CIRR").schedule() == {"epochs": 80, "pct_start": 1 / 50}
-    assert TrainConfig("CIRR", num_epochs=5, schedule_epochs=6, warmup=0.1).schedule() == {
+    assert TrainConfig(dataset="CIRR").schedule() == {"epochs": 80, "pct_start": 1 / 50}
+    assert TrainConfig(dataset="CIRR", num_epochs=5, schedule_epochs=6, warmup=0.1).schedule() == {
         "epochs": 6,
         "pct_start": 0.1,
     }
-    rising = TrainConfig("FashionIQ", num_epochs=30, schedule_epochs=60).schedule()
+    rising = TrainConfig(dataset="FashionIQ", num_epochs=30, schedule_epochs=60).schedule()
     assert rising["pct_start"] * rising["epochs"] == 1.5
     weights = TrainConfig(
         "CIRR", use_region_loss=True, box_file=tmp_path, loss_region=0.2, loss_region_until=0.5

@@ -81,7 +81,7 @@ def test_damaged_yolo_weights_are_named(tmp_path, fake_yolo):
 def test_every_tool_sees_a_tagged_image_as_it_is_stored(tmp_path, demo_copy, fake_yolo, name, capsys):
     """Training boxes, sizes, saliency, YOLO and the contact sheet: one frame, 800 x 400."""
     dataset = CIRRDataset("train", "relative", targetpad_transform(2.0, 56), data_path=demo_copy)
-    image = dataset.triplets[0]["reference"]
+    image = dataset.queries[0].reference
     folder = dataset.path_of(image).parent
     blue_corner(tmp_path / name, 6, **({"quality": 98} if name == "a.jpg" else {}))
     shutil.copy(tmp_path / name, dataset.path_of(image))

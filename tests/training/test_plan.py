@@ -12,23 +12,23 @@ from training_flags import training_flags, with_regions
 
 import blip_fine_tune_2
 from sprc.core.runtime import Runtime
-from sprc.training import engine
 from sprc.training.config import STATE_FILE, TrainConfig
 from sprc.training.gradients import Gradients
+from sprc.training.optimization import Optimization
 from sprc.training.run_state import read_state
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
 
-def optimization(config: TrainConfig, steps: int, state: dict | None = None) -> engine.Optimization:
+def optimization(config: TrainConfig, steps: int, state: dict | None = None) -> Optimization:
     """An optimization of one number; with a state one that continues."""
-    found = engine.Optimization(torch.nn.Linear(1, 1, bias=False), config, steps, CPU)
+    found = Optimization(torch.nn.Linear(1, 1, bias=False), config, steps, CPU)
     if state is not None:
         found.load_state_dict(state)
     return found
 
 
-def rates(found: engine.Optimization, steps: int) -> list[float]:
+def rates(found: Optimization, steps: int) -> list[float]:
     """The learning rate of each of so many steps."""
     used = []
     for _ in range(steps):
@@ -39,7 +39,7 @@ def rates(found: engine.Optimization, steps: int) -> list[float]:
 
 
 def test_more_epochs_on_resume_keep_the_learning_rate_where_it_ended():
-    config = TrainConfig("FashionIQ", num_epochs=3)
+    config = TrainConfig(dataset="FashionIQ", num_epochs=3)
     begun = optimization(config, steps=4)
     whole = rates(begun, 12)
     assert max(whole) == pytest.approx(2e-5, rel=0.05)
@@ -52,12 +52,12 @@ def test_more_epochs_on_resume_keep_the_learning_rate_where_it_ended():
 
 
 def test_a_new_plan_for_the_learning_rate_is_asked_for_by_schedule_epochs():
-    config = TrainConfig("FashionIQ", num_epochs=3)
+    config = TrainConfig(dataset="FashionIQ", num_epochs=3)
     begun = optimization(config, 4)
     rates(begun, 12)
     planned = replace(config, num_epochs=6, planned_epochs=3, schedule_epochs=6)
     found = rates(optimization(planned, 4, begun.state_dict()), 12)
-    expected = rates(optimization(TrainConfig("FashionIQ", num_epochs=6), 4), 24)[12:]
+    expected = rates(optimization(TrainConfig(dataset="FashionIQ", num_epochs=6), 4), 24)[12:]
     assert found == expected
     # A run that had gone on after its plan continues at its place in the new one as well.
     held = optimization(replace(config, num_epochs=5, planned_epochs=3), 4, begun.state_dict())
@@ -66,8 +66,8 @@ def test_a_new_plan_for_the_learning_rate_is_asked_for_by_schedule_epochs():
 
 
 def test_cirrs_plan_of_80_epochs_holds_for_fewer_that_become_more():
-    config = TrainConfig("CIRR", num_epochs=2)
-    whole = rates(optimization(TrainConfig("CIRR", num_epochs=3), 4), 12)
+    config = TrainConfig(dataset="CIRR", num_epochs=2)
+    whole = rates(optimization(TrainConfig(dataset="CIRR", num_epochs=3), 4), 12)
     begun = optimization(config, 4)
     first = rates(begun, 8)
     assert (
@@ -84,7 +84,7 @@ def test_cirrs_plan_of_80_epochs_holds_for_fewer_that_become_more():
     dataset=st.sampled_from(["CIRR", "FashionIQ"]),
 )
 def test_any_plan_can_be_trained(steps, epochs, more, planned, warmup, dataset):
-    config = TrainConfig(dataset, num_epochs=epochs, schedule_epochs=planned, warmup=warmup, learning_rate=1e-3)
+    config = TrainConfig(dataset=dataset, num_epochs=epochs, schedule_epochs=planned, warmup=warmup, learning_rate=1e-3)
     begun = optimization(config, steps)
     found = rates(begun, steps * epochs)
     longer = replace(config, num_epochs=epochs + more, planned_epochs=epochs)
@@ -97,7 +97,7 @@ def test_any_plan_can_be_trained(steps, epochs, more, planned, warmup, dataset):
 
 def test_a_rise_of_exactly_one_step():
     """40 triplets in batches of 8, 10 epochs planned: 1/50 of 50 steps. OneCycleLR alone divides by zero."""
-    config = TrainConfig("CIRR", num_epochs=2, schedule_epochs=10, learning_rate=1e-3)
+    config = TrainConfig(dataset="CIRR", num_epochs=2, schedule_epochs=10, learning_rate=1e-3)
     with pytest.raises(ZeroDivisionError):
         torch.optim.lr_scheduler.OneCycleLR(
             torch.optim.SGD([torch.zeros(1)]), 1e-3, steps_per_epoch=5, **config.schedule()

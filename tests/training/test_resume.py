@@ -20,12 +20,12 @@ from sprc.core import files
 from sprc.core.errors import InputError
 from sprc.core.runtime import choose_runtime
 from sprc.core.stop_signals import Stopped, StopSignals, leave_signals_to_parent
-from sprc.training import engine
 from sprc.training.config import STATE_FILE, TrainConfig, save_interval
 from sprc.training.resuming import find_run
 from sprc.training.run import write_hyperparameters
 from sprc.training.run_inputs import file_fingerprint
 from sprc.training.run_state import Best, random_state, read_state, set_random_state
+from sprc.training.trainer import Trainer
 
 COMPARED = ("train_metrics.csv", "validation_metrics.csv", "saved_models/tuned_clip_last.pt",
             "saved_models/tuned_clip_arithmetic.pt")  # fmt: skip
@@ -209,7 +209,7 @@ def test_a_killed_run_with_workers_goes_on_at_once(demo, small_yaml, tmp_path, m
     process.kill()
     process.wait()
     assert [pid for pid in workers.split() if Path(f"/proc/{pid}").exists()]
-    monkeypatch.setattr(engine, "fit", lambda *arguments: Best("recall_at1", 0, {"recall_at1": 1.0}))
+    monkeypatch.setattr(Trainer, "fit", lambda self: Best("recall_at1", 0, {"recall_at1": 1.0}))
     blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(run_folder(tmp_path))])
     process.communicate(timeout=60)
 
@@ -260,7 +260,7 @@ def test_a_signal_to_the_whole_group_saves_as_well(demo, small_yaml, tmp_path, n
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, out + err
-    assert f"stopped by {number.name}; saved; go on with --resume {run_folder(tmp_path)}" in err
+    assert f"stopped by {number.name}; saved; continue with --resume {run_folder(tmp_path)}" in err
 
 
 @pytest.mark.integration
@@ -328,13 +328,13 @@ def test_a_finished_run_goes_on_for_more_epochs(demo, small_yaml, tmp_path):
 
 def test_changed_flags_are_named(whole, demo, small_yaml, tmp_path):
     base = ["--dataset", "CIRR", "--resume", str(whole)]
-    with pytest.raises(InputError, match=r"--batch-size 16 \(the run: 8\), --seed 5 \(the run: 0\)"):
+    with pytest.raises(InputError, match=r"`batch_size` 16 \(the run: 8\), `seed` 5 \(the run: 0\)"):
         blip_fine_tune_2.main([*base, "--batch-size", "16", "--seed", "5", "--learning-rate", "1e-3"])
-    with pytest.raises(InputError, match="--dataset FashionIQ"):
+    with pytest.raises(InputError, match="`dataset` FashionIQ"):
         blip_fine_tune_2.main(["--dataset", "FashionIQ", "--resume", str(whole)])
     with pytest.raises(InputError, match=STATE_FILE):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(tmp_path)])
-    with pytest.raises(InputError, match=r"--feature-cache .*features \(the run: off\)"):
+    with pytest.raises(InputError, match=r"`feature_cache` .*features \(the run: off\)"):
         blip_fine_tune_2.main([*base, "--feature-cache", str(tmp_path / "features")])
     config, resumed = blip_fine_tune_2.parse_config([*base, "--num-epochs", "9", "--num-workers", "3"])
     assert (config.num_epochs, config.num_workers, config.batch_size, resumed) == (9, 3, 8, whole)
@@ -373,7 +373,7 @@ def test_a_cache_may_lie_elsewhere(demo, small_yaml, tmp_path):
     shutil.rmtree(tmp_path / "here")
     blip_fine_tune_2.main([*resumed, str(tmp_path / "there")])
     assert not (tmp_path / "here").exists()
-    with pytest.raises(InputError, match=r"--feature-cache off \(the run: "):
+    with pytest.raises(InputError, match=r"`feature_cache` off \(the run: "):
         blip_fine_tune_2.main([*resumed, "off"])
 
 
@@ -405,7 +405,7 @@ def test_another_vit_and_a_damaged_state_are_refused(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "copy")
     state = read_state(copy)
     torch.save(state | {"frozen": "another"}, copy / STATE_FILE)
-    with pytest.raises(InputError, match="same --weights"):
+    with pytest.raises(InputError, match="same `weights`"):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(copy), "--num-epochs", "3"])
     (copy / STATE_FILE).write_bytes((copy / STATE_FILE).read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be read"):
@@ -428,5 +428,5 @@ def test_every_random_state_comes_back():
 def test_save_intervals():
     assert [save_interval(text) for text in ("epoch", "20", "15m", "0.5m")] == [(0, 0), (20, 0), (0, 900), (0, 30)]
     for text in ("0", "-3", "2h", "m", "", "infm", "nanm"):
-        with pytest.raises(InputError, match="--save-every"):
-            TrainConfig("CIRR", save_every=text)
+        with pytest.raises(InputError, match="`save_every`"):
+            TrainConfig(dataset="CIRR", save_every=text)

@@ -13,7 +13,8 @@ import blip_fine_tune_2
 import blip_validate
 from sprc.core.command_line import absolute, user_path
 from sprc.core.errors import InputError
-from sprc.training.config import SETTINGS_FILE, STATE_FILE, TrainConfig
+from sprc.retrieval.checkpoint_run import SETTINGS_FILE
+from sprc.training.config import STATE_FILE, TrainConfig
 from sprc.training.run_inputs import file_fingerprint
 from sprc.training.run_state import CSV_FILES, read_state, restore_csv_files
 
@@ -54,7 +55,7 @@ def test_other_data_does_not_go_on(demo_copy, small_yaml, tmp_path, capsys, chan
     as_another_process()
     place, alter = CHANGES[change]
     rewritten(demo_copy / place, alter)
-    with pytest.raises(InputError, match=f"{place} in .*demo are not those of that run: give its data by --data-path"):
+    with pytest.raises(InputError, match=f"{place} in .*demo are not those of that run: give its data by `data_path`"):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "2"])
     capsys.readouterr()
     assert blip_fine_tune_2.parse_config([*flags, "--resume", "auto"])[1] is None
@@ -78,7 +79,7 @@ def test_another_dataset_does_not_go_on_and_a_moved_one_does(demo_copy, small_ya
 def test_fashioniq_has_the_files_that_a_training_reads(tmp_path):
     from sprc.benchmarks.dataset_catalog import annotation_files
 
-    names = list(annotation_files(TrainConfig("FashionIQ", data_path=tmp_path)))
+    names = list(annotation_files(TrainConfig(dataset="FashionIQ", data_path=tmp_path)))
     assert names[:3] == [f"captions/cap.{kind}.train.json" for kind in ("dress", "shirt", "toptee")]
     assert names[3:5] == ["captions/cap.dress.val.json", "image_splits/split.dress.val.json"]
     assert len(names) == 9
@@ -169,7 +170,7 @@ def test_a_home_folder_is_found_in_every_flag(tmp_path, monkeypatch):
     assert (config.weights, config.backbone, config.feature_cache) == tuple(
         str(tmp_path / name) for name in ("w.pt", "m.yaml", "f")
     )
-    with pytest.raises(InputError, match=rf"--resume {tmp_path}/run: there is no"):
+    with pytest.raises(InputError, match=rf"`resume` {tmp_path}/run: there is no"):
         blip_fine_tune_2.parse_config(["--dataset", "CIRR", "--resume=~/run"])
     assert (user_path("~/x"), user_path("x")) == (tmp_path / "x", Path("x"))
     with pytest.raises(InputError, match="write the whole path"):
@@ -177,7 +178,7 @@ def test_a_home_folder_is_found_in_every_flag(tmp_path, monkeypatch):
 
 
 def test_words_stay_words():
-    config = TrainConfig("CIRR", weights="random")
+    config = TrainConfig(dataset="CIRR", weights="random")
     assert (config.weights, config.backbone, config.feature_cache) == ("random", "pretrain", "off")
 
 

@@ -197,5 +197,5 @@ def require_no_nan(rows: Tensor, what: str) -> None:
         more = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
         raise InputError(
             f"NaN in the {what}, in {len(broken)} of {len(rows)} rows: {broken[:8]}{more}. The model gives no numbers"
-            " for them: use --precision fp32, or an earlier checkpoint"
+            " for them: use `precision` fp32, or an earlier checkpoint"
         )

@@ -125,14 +125,13 @@ def _named_fault(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
-def silence_all_but_rank_0() -> None:
-    """No output and no progress bars of a group's other processes; errors stay.
+def hide_bars_of_other_ranks() -> None:
+    """No progress bars of a group's other processes, as their logs are not shown; errors stay.
 
     tqdm reads its environment when it is imported, and torch's and transformers' packages import it: this comes first.
     """
     launch = find_launch()
     if launch is not None and launch.rank != 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="ignore")  # noqa: SIM115 - as long as the process
         os.environ["TQDM_DISABLE"] = "1"
 
 
@@ -166,12 +165,3 @@ def non_negative_int(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
-
-
-def add_cache_flags(group) -> None:
-    """The flags of the feature cache, for training and evaluation."""
-    group.add_argument("--feature-cache", metavar="DIR|off", help="keep the frozen ViT's output here")
-    group.add_argument("--cache-precision", choices=("fp16", "fp32"), help="of the feature cache")
-    group.add_argument(
-        "--cache-device", choices=("cpu", "cuda"), help="read the cache from disk, or keep it on the GPU"
-    )

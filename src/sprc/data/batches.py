@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lavis.models.blip2_models.frozen_features import FrozenFeatures
-from sprc.data.feature_cache import CachedRows
+from sprc.data.cached_rows import CachedRows
 from sprc.data.loader_workers import prepare_worker
 
 STACKED = (Tensor, FrozenFeatures, CachedRows)

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from sprc.core.errors import InputError
-from sprc.data.feature_cache import CachedRows, FeatureCache
-from sprc.data.images import named_image, open_rgb, stored_size
+from sprc.data.cached_rows import CachedRows
+from sprc.data.feature_cache import FeatureCache
+from sprc.data.images import naming_image, open_rgb, stored_size
 
 Loaded = Tensor | FrozenFeatures | CachedRows
 
@@ -61,7 +62,7 @@ class ImageSet(Dataset):
 
     def open_image(self, name: str) -> tuple[Tensor, tuple[int, int]]:
         """The preprocessed image (3, S, S), and (width, height) of the raw one in pixels; errors as `load_image`."""
-        with named_image(name, self.path_of(name)):
+        with naming_image(name, self.path_of(name)):
             image = open_rgb(self.path_of(name))
             return self.preprocess(image), image.size
 
@@ -75,7 +76,7 @@ class ImageSet(Dataset):
         if self.features is not None:
             width, height = self.features.sizes[self.index_of[name]]
             return int(width), int(height)
-        with named_image(name, self.path_of(name)):
+        with naming_image(name, self.path_of(name)):
             return stored_size(self.path_of(name))
 
     def path_of(self, name: str) -> Path:
@@ -87,6 +88,4 @@ class ImageSet(Dataset):
         if isinstance(images, CachedRows):
             assert self.features is not None
             return self.features.take(images)
-        if isinstance(images, FrozenFeatures):
-            return FrozenFeatures(images.tokens.to(device, non_blocking=True))
         return images.to(device, non_blocking=True)

@@ -25,7 +25,7 @@ def validate(config: EvaluationConfig) -> tuple[Validation, Metrics]:
 
     Raises InputError for a file that is missing or wrong, and if memory runs out.
     """
-    with explained(memory_advice(config)):
+    with explained(memory_fix(config)):
         validation = config.benchmark.validation(preprocess_of(config))
         return validation, load_evaluator(config, validation.galleries).evaluate(validation)
 
@@ -35,7 +35,7 @@ def submit(config: EvaluationConfig, folder: Path) -> tuple[RetrievalTask, list[
 
     Raises InputError as `validate`, and for a file that cannot be written.
     """
-    with explained(memory_advice(config)):
+    with explained(memory_fix(config)):
         task = config.benchmark.test_task(preprocess_of(config))
         scores = load_evaluator(config, [task.gallery]).score(task)
         return task, config.benchmark.write_submission(task, scores, folder / config.blip_model_name)
@@ -59,6 +59,6 @@ def load_evaluator(config: EvaluationConfig, galleries: list[ImageSet]) -> Evalu
     return Evaluator(model, txt_processors["eval"], config.scoring, runtime)
 
 
-def memory_advice(config: EvaluationConfig) -> str:
+def memory_fix(config: EvaluationConfig) -> str:
     """What to say if an evaluation's memory runs out."""
     return f"{config.batch_size} images at a time are too much for the memory: lower `batch_size`"

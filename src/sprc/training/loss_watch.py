@@ -14,7 +14,7 @@ from sprc.core.process_group import World
 from sprc.core.stop_signals import NOTHING_NEW
 
 BROKEN_STEP = "broken_step.json"
-LOWER = "lower --learning-rate, or use --precision bf16 or fp32"
+LOWER = "lower `learning_rate`, or use `precision` bf16 or fp32"
 
 
 @dataclass
@@ -52,7 +52,7 @@ class LossWatch:
         if temperature <= 0:
             raise InputError(
                 f"the temperature fell to {temperature:.4g} by epoch {epoch}, step {self.last.number}, and scores are"
-                f" divided by it: lower --learning-rate or train for fewer epochs; {NOTHING_NEW}"
+                f" divided by it: lower `learning_rate` or train for fewer epochs; {NOTHING_NEW}"
             )
 
     def check_weights(self, epoch: int) -> None:
@@ -73,7 +73,7 @@ class LossWatch:
         images = ", ".join(triplet["reference_name"] for triplet in everything[:3])
         raise InputError(
             f"{broken} became NaN or infinite in epoch {epoch}, step {step.number}, with {len(everything)} triplets, of"
-            f" the images {images or 'unknown'} and so on; all are in {path}. {LOWER}; --resume continues from the last"
+            f" the images {images or 'unknown'} and so on; all are in {path}. {LOWER}; `resume` continues from the last"
             f" state, and comes by this step again; {NOTHING_NEW}"
         )
 

@@ -29,7 +29,7 @@ SAME_FOR_AUTO = {*PLACES, CACHE, "precision", "schedule_epochs"}
 
 
 def named_run(resume: str) -> Path:
-    """The folder that `--resume` names. Raises InputError if it holds no run."""
+    """The folder of a run that is to continue. Raises InputError if it holds no run."""
     folder = absolute(resume)
     if not (folder / STATE_FILE).is_file():
         raise InputError(f"`resume` {folder}: there is no {STATE_FILE}; give the folder of a run that had begun")

@@ -20,7 +20,7 @@ from lavis.models.model_config import load_config
 from sprc.benchmarks.benchmark import Validation
 from sprc.core.files import unwritable, write_atomically
 from sprc.core.locks import held
-from sprc.core.machine_faults import explained, training_memory_advice
+from sprc.core.machine_faults import explained, training_memory_fix
 from sprc.core.process_group import join_world, leave_world
 from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.feature_cache import use_feature_cache
@@ -44,7 +44,7 @@ def run_training(config: TrainConfig, resumed: Path | None = None) -> tuple[Best
 
     Data is checked before the model is loaded. Raises InputError for bad input and for what the machine cannot do.
     """
-    with explained(training_memory_advice(config.batch_size, config.micro_batch, config.feature_cache != CACHE_OFF)):
+    with explained(training_memory_fix(config.batch_size, config.micro_batch, config.feature_cache != CACHE_OFF)):
         return _Run(config, resumed).train()
 
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from lavis.models.checkpoint import save_model
 from sprc.benchmarks.benchmark import Metrics, Validation
-from sprc.core.errors import at_place
 from sprc.core.files import append_csv
+from sprc.core.machine_faults import naming_place
 from sprc.core.process_group import World
 from sprc.core.runtime import Runtime
 from sprc.core.stop_signals import StopSignals
@@ -154,7 +154,7 @@ class Trainer:
         log.info("epoch %d: %s, temp %.5f", epoch, _short(means), self.model.temp.item())
         if epoch % self.config.validation_frequency:
             return
-        with self.signals.at_once(), at_place(f"validation of epoch {epoch}"):
+        with self.signals.at_once(), naming_place(f"validation of epoch {epoch}"):
             metrics = self.evaluate()
         self._append("validation_metrics.csv", metrics)
         log.info("epoch %d: %s", epoch, _short(metrics))
