@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -68,11 +69,14 @@ def help_text(script: str) -> str:
 
 
 def scripts() -> list[str]:
-    folders = (ROOT / "src", ROOT / "roi_align_integration" / "tools", ROOT / "roi_align_integration" / "tests")
-    found = [path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".sh")]
-    named = [path for path in found if "argparse" in path.read_text() or "usage:" in path.read_text()]
-    helpers = ("utils.py", "evaluation_run.py", "check_env.py")
-    return [str(path.relative_to(ROOT)) for path in named if path.name not in helpers]
+    region = ROOT / "roi_align_integration"
+    found = [*(ROOT / "src").glob("*.py"), *(region / "tools").rglob("*.*"), *(region / "tests").glob("*.py")]
+    named = [path for path in found if path.suffix in (".py", ".sh") and has_help(path.read_text())]
+    return [str(path.relative_to(ROOT)) for path in named if path.name != "check_env.py"]
+
+
+def has_help(code: str) -> bool:
+    return "argparse" in code or "usage:" in code
 
 
 @cache
@@ -83,7 +87,7 @@ def known_flags() -> frozenset:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_paths_exist(document):
     text = SECTIONS[document]
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text)
     assert [link for link in links if not (document.parent / link).exists()] == []
     without_code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     paths = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|sh|md|yaml|txt|json))`", without_code)
@@ -98,17 +102,10 @@ def test_flags_are_known(document):
     assert flags_of(inline) - known_flags() == set()
 
 
-def test_no_sentence_stands_twice():
-    """In the Chinese documents one fact has one home; what is short, a table's row or a command may come again."""
-    seen: dict[str, Path] = {}
-    for path, text in SECTIONS.items():
-        if "roi_align_integration" not in str(path.relative_to(ROOT)).lower():
-            continue
-        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-        for sentence in {part.strip() for part in re.split(r"[。\n|]", prose)}:
-            if len(sentence) >= 16 and re.search(r"[\u4e00-\u9fff]{8}", sentence):
-                assert sentence not in seen, f"{sentence!r} stands in {path.name} and in {seen[sentence].name}"
-                seen[sentence] = path
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_console_scripts_are_installed(document):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("scripts", {})
+    assert set(re.findall(r"`(sprc-(?!regions)[a-z]+)", SECTIONS[document])) - set(scripts) == set()
 
 
 def test_the_two_commands_are_shown():
@@ -157,7 +154,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("command", shown_commands())
 def test_commands_run(command, checkout):
     words = command.split()
-    if words[0] in ("export", "pip"):
+    if words[0] in ("export", "pip", "source"):
         return
     if words[:3] == ["python", "-m", "pytest"]:
         assert (ROOT / words[3]).is_file()
