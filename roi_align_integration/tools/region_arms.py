@@ -23,8 +23,8 @@ WINNER = "compose"
 class TextOnly(Blip2QformerCirAlignPrompt):
     """A baseline that sees no reference image, in training and retrieval."""
 
-    def _fuse(self, reference_embeds, input_ids, text_mask):
-        return super()._fuse(torch.zeros_like(reference_embeds), input_ids, text_mask)
+    def fuse(self, reference_embeds, input_ids, text_mask):
+        return super().fuse(torch.zeros_like(reference_embeds), input_ids, text_mask)
 
 
 @registry.register_model("blip2_cir_image_only")
@@ -39,13 +39,13 @@ class ImageOnly(Blip2QformerCirAlignPrompt):
 class ChangedRegion(Blip2QformerCirAlignPrompt):
     """The region loss of one region a target: the one least like any of the reference, of which the sentence speaks."""
 
-    def _region_features(self, reference, target, ref_boxes, tgt_boxes, fused):
+    def region_features(self, reference, target, ref_boxes, tgt_boxes, fused):
         side = (self.config.vision.image_size,) * 2
         with torch.no_grad():
             of_reference = self.extract_region_features(reference, ref_boxes, side)
             of_target = self.extract_region_features(target, tgt_boxes, side)
         kept = [_least_like(*of_pair) for of_pair in zip(of_reference, of_target, tgt_boxes, strict=True)]
-        return super()._region_features(reference, target, ref_boxes, kept, fused)
+        return super().region_features(reference, target, ref_boxes, kept, fused)
 
 
 def _least_like(reference: torch.Tensor, target: torch.Tensor, boxes):

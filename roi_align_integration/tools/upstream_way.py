@@ -24,14 +24,14 @@ class UpstreamQformer(Qformer):
 class UpstreamModel(Blip2QformerCirAlignPrompt):
     """Two calls of the ViT, and every pass of the Q-Former by itself."""
 
-    def _encode_pair(self, reference: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_pair(self, reference: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return self.encode_images(reference), self.encode_images(target)
 
-    def _sentence_features(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def sentence_features(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         prompts = self.prompt_tokens.expand(len(input_ids), -1, -1)
         output = self.Qformer.encode_prompted_text(prompts, input_ids, text_mask)
         prompted = nn.functional.normalize(self.text_proj(output[:, 0]).float(), dim=-1)
-        return self._query_feature(fused, input_ids, text_mask), prompted
+        return self.query_feature(fused, input_ids, text_mask), prompted
 
 
 def go_upstreams_way(model: Blip2QformerCirAlignPrompt) -> None:

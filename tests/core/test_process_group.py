@@ -129,7 +129,7 @@ def test_alone_everything_is_given_back():
     rows = torch.ones(2, 3)
     assert ALONE.is_main
     assert ALONE.gather(rows) is rows
-    assert ALONE.joined({"query": rows}) == {"query": rows}
+    assert ALONE.rows_of_all({"query": rows}) == [{"query": rows}]
     assert (ALONE.collect(5), ALONE.share(6), ALONE.largest(7, 8)) == ([5], 6, [7, 8])
 
 

@@ -16,6 +16,7 @@ from data_utils import CIRRDataset, collate_fn
 from lavis.models import load_model
 from sprc.core.errors import InputError
 from sprc.data import cache_files, feature_cache
+from sprc.data.cached_rows import CachedRows
 from sprc.data.feature_cache import FeatureCache, build, cache_key, unfinished_rows, use_feature_cache
 from sprc.data.preprocess import squarepad_transform, targetpad_transform
 from sprc.data.vit_fingerprint import frozen_fingerprint
@@ -81,10 +82,10 @@ def test_a_table_gives_what_the_disk_gives(demo, model, tmp_path):
     dataset = cached(demo, model, tmp_path)
     samples = samples_of(dataset)
     dataset.features = FeatureCache(dataset.features.folder, _key(dataset, model), CPU)
-    assert dataset.load_image(dataset.names[3]).dim() == 0
+    assert dataset.load_image(dataset.names[3]) == CachedRows(torch.tensor(3))
     from_table = samples_of(dataset)
-    assert torch.equal(samples["image"], from_table["image"])
-    assert torch.equal(samples["target"], from_table["target"])
+    assert torch.equal(samples["image"].tokens, from_table["image"].tokens)
+    assert torch.equal(samples["target"].tokens, from_table["target"].tokens)
 
 
 def _key(dataset, model, precision="fp16"):
@@ -98,8 +99,8 @@ def test_a_worker_that_is_not_forked_maps_the_file_itself(demo, model, tmp_path)
     table = FeatureCache(features.folder, features.key, CPU)
     sent = pickle.dumps(features)
     assert len(sent) < features.features.nbytes / 10
-    assert torch.equal(pickle.loads(sent)[3], features[3])
-    assert pickle.loads(pickle.dumps(table))[3] == 3
+    assert torch.equal(pickle.loads(sent)[3].tokens, features[3].tokens)
+    assert pickle.loads(pickle.dumps(table))[3] == CachedRows(torch.tensor(3))
 
 
 def test_no_image_is_opened_once_it_is_there(demo, model, tmp_path, monkeypatch):
@@ -111,7 +112,7 @@ def test_no_image_is_opened_once_it_is_there(demo, model, tmp_path, monkeypatch)
     monkeypatch.setattr(Image, "open", refuse)
     dataset = cached(demo, model, tmp_path)
     samples = samples_of(dataset)
-    assert samples["image"].shape == (8, 17, 32)
+    assert samples["image"].tokens.shape == (8, 17, 32)
     assert sum(map(len, samples["region_boxes"])) > 0
     monkeypatch.undo()
     plain = samples_of(open_train(demo))
@@ -166,7 +167,7 @@ def test_an_interrupted_build_goes_on(demo, model, tmp_path, monkeypatch):
     build(folder, key, dataset, model, CPU, 0, unfinished_rows(folder, key))
     assert sum(calls[4:]) == len(dataset.names) - 12
     found = FeatureCache(folder, key)
-    assert all(torch.equal(found[i], whole.features[i]) for i in range(len(dataset.names)))
+    assert all(torch.equal(found[i].tokens, whole.features[i].tokens) for i in range(len(dataset.names)))
 
 
 def test_whatever_the_features_depend_on_makes_another_cache(demo, demo_copy, model, small_yaml, tmp_path):
@@ -192,7 +193,7 @@ def test_a_damaged_cache_is_refused(demo, model, tmp_path):
         file.seek(17 * 32 * 2 * 5 + 11)
         file.write(b"\xff")
     dataset = cached(demo, model, tmp_path)
-    assert dataset.load_image(dataset.names[4]).shape == (17, 32)
+    assert dataset.load_image(dataset.names[4]).tokens.shape == (17, 32)
     with pytest.raises(InputError, match="damaged at image 5: remove that folder"):
         dataset.load_image(dataset.names[5])
     with pytest.raises(InputError, match="damaged at image 5"):

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavis.models import load_model
+from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from lavis.models.blip2_models.region import OBJECTIVES
 
 BOXES = [[[0.1, 0.1, 0.5, 0.5]], None, [[0.1, 0.1, 0.5, 0.5], [0.2, 0.2, 0.9, 0.9]]]
@@ -47,6 +48,8 @@ def losses(model, objective: str, cached: bool) -> dict[str, Tensor]:
     model.region_objective = objective
     shape, dtype = ((17, model.config.vision.width), torch.float16) if cached else ((3, 56, 56), torch.float32)
     image, target = torch.empty(2, 3, *shape, device="cuda", dtype=dtype)
+    if cached:
+        image, target = FrozenFeatures(image), FrozenFeatures(target)
     samples = {"image": image, "target": target, "text_input": TEXTS, "target_names": ["a", "b", "c"]}
     return model(samples | {"region_boxes": BOXES, "target_region_boxes": BOXES})
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lavis.models import load_model, load_model_and_preprocess
-from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import token_scores
+from lavis.models.blip2_models.scores import token_scores
 from lavis.models.model_config import load_config
 from sprc.core.errors import InputError
 
@@ -145,13 +145,21 @@ def test_a_wrong_configuration_is_named(tmp_path, old, new, message):
     assert str(path) in str(error.value)
 
 
+def test_frozen_features_are_told_by_their_type(model, samples):
+    frozen = model.frozen_features(samples["image"])
+    assert model.frozen_features(frozen) is frozen
+    assert torch.equal(model.encode_images(frozen), model.encode_images(samples["image"]))
+    with pytest.raises(InputError, match=r"images are \(B, 3, S, S\), not \(3, 17, 32\); give features as Fro"):
+        model.encode_images(frozen.tokens)
+
+
 def test_what_runs_as_one_batch_is_what_runs_alone(model, samples):
     """Passes 2 and 4 of the Q-Former, and both images through the ViT, at dropout 0."""
     ids, mask = model.tokenize(TEXTS)
-    fused = model._fuse(model.encode_images(samples["image"]), ids, mask)
+    fused = model.fuse(model.encode_images(samples["image"]), ids, mask)
     prompts = model.prompt_tokens.expand(3, -1, -1)
     composed, prompted = model.Qformer.encode_composed_and_prompted(fused, prompts, ids, mask)
     torch.testing.assert_close(composed, model.Qformer.encode_composed(fused, ids, mask), atol=1e-6, rtol=0)
     torch.testing.assert_close(prompted, model.Qformer.encode_prompted_text(prompts, ids, mask), atol=1e-6, rtol=0)
-    for found, name in zip(model._encode_pair(samples["image"], samples["target"]), ("image", "target"), strict=True):
+    for found, name in zip(model.encode_pair(samples["image"], samples["target"]), ("image", "target"), strict=True):
         torch.testing.assert_close(found, model.encode_images(samples[name]), atol=1e-6, rtol=0)

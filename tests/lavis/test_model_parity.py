@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from upstream_reference import Reference, build_model, samples_of
 
-from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import token_scores
 from lavis.models.blip2_models.Qformer import attention_mask
+from lavis.models.blip2_models.scores import token_scores
 from sprc.training.gradients import total_loss
 
 PASSES = (("fusion",), ("text", "text_only"), ("target",))  # in the order in which `forward` runs them, two at once
@@ -64,8 +64,8 @@ def features(model: nn.Module, reference: Reference, seen: dict[str, Tensor]) ->
     ids, mask = model.tokenize(reference.captions)
     queries = reference.meta["config"]["qformer"]["num_query_token"]
     ref, target = seen["ref.ln_vision"], seen["target.ln_vision"]
-    target_feats, query = model._target_features(target), model.extract_query_features(ref, reference.captions)
-    _, prompted = model._sentence_features(seen["fusion.last_hidden_state"][:, :queries], ids, mask)
+    target_feats, query = model.target_tokens(target), model.extract_query_features(ref, reference.captions)
+    _, prompted = model.sentence_features(seen["fusion.last_hidden_state"][:, :queries], ids, mask)
     return {
         "input_ids": ids,
         "text_attention_mask": mask,
@@ -76,7 +76,7 @@ def features(model: nn.Module, reference: Reference, seen: dict[str, Tensor]) ->
         "sim_i2t_before_temp": token_scores(query, target_feats),
         "sim_r2t_before_temp": token_scores(prompted, target_feats),
         "extract.target.image_features": target_feats,
-        "extract.reference.image_features": model._target_features(ref),
+        "extract.reference.image_features": model.target_tokens(ref),
         "inference.sim": model.inference(ref, target_feats, reference.captions),
     }
 

@@ -135,8 +135,8 @@ def slow_loss(model, samples) -> torch.Tensor:
     reference, target = embeds_of(model, samples)
     names, scale = samples["target_names"], model.region_logit_scale.clamp(0, math.log(100)).exp()
     regions = slow_regions(model, target, samples["target_region_boxes"])
-    fused = model._fuse(reference, *model.tokenize(samples["text_input"]))
-    sides = {"gallery": model._target_features(target), "query": F.normalize(model.region_token_proj(fused), dim=-1)}
+    fused = model.fuse(reference, *model.tokenize(samples["text_input"]))
+    sides = {"gallery": model.target_tokens(target), "query": F.normalize(model.region_token_proj(fused), dim=-1)}
     looked_at = {"tokens": ["gallery"], "compose": ["query"], "both": ["gallery", "query"]}
     queries = model.extract_query_features(reference, samples["text_input"])
     losses = []
@@ -293,8 +293,8 @@ def test_four_arguments_are_enough_for_pairs_and_tokens(model, samples):
 
 def test_nothing_is_computed_twice(model, samples, monkeypatch):
     calls = []
-    original = model._target_features
-    monkeypatch.setattr(model, "_target_features", lambda embeds: calls.append(1) or original(embeds))
+    original = model.target_tokens
+    monkeypatch.setattr(model, "target_tokens", lambda embeds: calls.append(1) or original(embeds))
     model(samples)
     assert len(calls) == 1
 
@@ -313,7 +313,7 @@ def test_the_scale_is_clamped(model, samples):
     with torch.no_grad():
         for value, expected in ((-3.0, 1.0), (9.0, 100.0), (2.0, math.exp(2.0))):
             model.region_logit_scale.fill_(value)
-            assert model._region_scale().item() == pytest.approx(expected, rel=1e-5)
+            assert model.region_scale.item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- the switch -------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def output_differences(model, reference) -> dict[str, float]:
     found = {"visual_encoder": model.encode_frozen(images)}
     expected = {"visual_encoder": reference.outputs["ref.visual_encoder"][: len(images)]}
     embeds = {name: model.normalize_vision(reference.outputs[f"{name}.visual_encoder"]) for name in ("ref", "target")}
-    found["target_feats"] = model._target_features(embeds["target"])
+    found["target_feats"] = model.target_tokens(embeds["target"])
     found["fusion_feats"] = model.extract_query_features(embeds["ref"], reference.captions)
     found["inference.sim"] = model.inference(embeds["ref"], found["target_feats"], reference.captions)
     expected |= {name: reference.outputs[name] for name in found if name != "visual_encoder"}

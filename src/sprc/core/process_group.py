@@ -14,7 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavis.models.blip2_models.joined_batches import joined_features
 from sprc.core.errors import InputError, first_line
 from sprc.core.launch import Launch, find_launch
 from sprc.core.logs import EVERY_RANK
@@ -28,7 +27,7 @@ SECONDS_OF_PATIENCE = 10
 
 @dataclass(frozen=True)
 class World:
-    """This process is number `rank` of `size`. Alone, everything here gives back what it is given."""
+    """This process is number `rank` of `size`. In a process that is alone, a method gives back its argument."""
 
     rank: int = 0
     size: int = 1
@@ -38,19 +37,19 @@ class World:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def joined(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The features of all ranks' batches, which may differ in size, as those of one batch, in the order of ranks.
+    def rows_of_all(self, features: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Every rank's tensors of these names, in the order of ranks; their numbers of rows may differ.
 
-        Gradients flow to this rank's own, times `size`. Every rank computes the same loss of them, and the mean of
-        the ranks' gradients, which `DistributedDataParallel` takes, is then the gradient of that loss.
+        Gradients flow to this rank's own, times `size`. Every rank is to compute the same loss of them all. The mean
+        of the ranks' gradients, which `DistributedDataParallel` takes, is then the gradient of that loss.
         """
         if self.size == 1:
-            return features
+            return [features]
         names = list(features)
         counts = torch.stack(self._from_all(torch.tensor([len(features[name]) for name in names])))  # (ranks, names)
         columns = zip(names, counts.T.tolist(), strict=True)
         rows = {name: self._rows_from_all(features[name], lengths) for name, lengths in columns}
-        return joined_features([{name: parts[rank] for name, parts in rows.items()} for rank in range(self.size)])
+        return [{name: parts[rank] for name, parts in rows.items()} for rank in range(self.size)]
 
     def _from_all(self, own: Tensor) -> list[Tensor]:
         """Every rank's tensor, all of one shape."""

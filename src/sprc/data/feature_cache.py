@@ -31,10 +31,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data_utils import ImageDataset
+from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from sprc.core.errors import InputError
 from sprc.core.files import made_and_held, readable
 from sprc.core.process_group import ALONE, World
 from sprc.data.cache_files import PRECISIONS, map_arrays, open_arrays, open_features, row_checks, unfinished_rows
+from sprc.data.cached_rows import CachedRows
 from sprc.data.loader_workers import send_queue_errors
 from sprc.data.vit_fingerprint import frozen_fingerprint
 
@@ -55,7 +57,7 @@ class FeatureCache:
         self.sizes, self.crc = arrays["sizes"], arrays["crc"]
         self.features = open_features(folder, key, "r")
         self.table = None if table_device is None else self._table(table_device)
-        self.gives_indices = self.table is not None
+        self.gives_rows = self.table is not None
 
     def __getstate__(self) -> dict:
         """For a loader's worker, where it is not forked: it maps the file itself, and has no use for the table."""
@@ -64,17 +66,17 @@ class FeatureCache:
     def __setstate__(self, state: dict) -> None:
         self.__dict__ = state | {"features": open_features(state["folder"], state["key"], "r")}
 
-    def __getitem__(self, index: int) -> Tensor:
-        """One image's features (T, D); with a table on a device its index alone, 0-d, for `take`."""
-        if self.gives_indices:
-            return torch.tensor(index)
+    def __getitem__(self, index: int) -> FrozenFeatures | CachedRows:
+        """One image's features (T, D); with a table on a device its place there alone, for `take`."""
+        if self.gives_rows:
+            return CachedRows(torch.tensor(index))
         row = np.array(self.features[index])
         self._check(index, row)
-        return torch.from_numpy(row)
+        return FrozenFeatures(torch.from_numpy(row))
 
-    def take(self, indices: Tensor) -> Tensor:
-        """(B,) indices -> (B, T, D) out of the table."""
-        return self.table[indices.to(self.table.device, non_blocking=True)]  # pinned by the loader
+    def take(self, images: CachedRows) -> FrozenFeatures:
+        """B places -> features (B, T, D) out of the table."""
+        return FrozenFeatures(self.table[images.rows.to(self.table.device, non_blocking=True)])  # pinned by the loader
 
     def _check(self, index: int, row: np.ndarray) -> None:
         if zlib.crc32(row) != self.crc[index]:

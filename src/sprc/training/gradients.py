@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from lavis.models.blip2_models.joined_batches import joined_features
 from sprc.core.process_group import ALONE, World
 
@@ -36,7 +37,7 @@ class StepModule(nn.Module):
         """The losses of all ranks' batches; with `gradients` a number whose gradient is theirs through the features."""
         features = self.model.embed(samples)
         if gradients is None:
-            return self.model.losses(self.world.joined(features))
+            return self.model.losses(joined_features(self.world.rows_of_all(features)))
         through = sum((features[name] * gradient).sum() for name, gradient in gradients.items())
         return through + self._zero_of_scalars()
 
@@ -76,11 +77,11 @@ class Gradients:
     def _of_micro_batches(self, parts: list[dict], weights: dict[str, float]) -> dict[str, Tensor]:
         with torch.no_grad(), self.autocast():
             # Without the images: the frozen ViT's output serves both passes.
-            parts = [part | {name: self.model.encode_frozen(part[name]) for name in IMAGES} for part in parts]
+            parts = [part | {name: self.model.frozen_features(part[name]) for name in IMAGES} for part in parts]
             states, features = zip(*((RandomState(self.model.device), self.model.embed(p)) for p in parts), strict=True)
         leaves = [{name: _leaf(value) for name, value in of_part.items()} for of_part in features]
         with self.autocast():
-            losses = self.model.losses(self.world.joined(joined_features(leaves)))
+            losses = self.model.losses(joined_features(self.world.rows_of_all(joined_features(leaves))))
         self.scale(total_loss(losses, weights)).backward()
         for part, state, of_part in zip(parts, states, leaves, strict=True):
             gradients = {name: leaf.grad for name, leaf in of_part.items() if leaf.grad is not None}
@@ -103,7 +104,12 @@ def split_samples(samples: dict, size: int) -> list[dict]:
     """A batch of samples as batches of at most `size`."""
     own = {name: value for name, value in samples.items() if name != NOT_OF_SAMPLES}
     count = len(own["text_input"])
-    return [{name: value[first : first + size] for name, value in own.items()} for first in range(0, count, size)]
+    places = [slice(first, first + size) for first in range(0, count, size)]
+    return [{name: _part(value, chosen) for name, value in own.items()} for chosen in places]
+
+
+def _part(value: Tensor | FrozenFeatures | list, chosen: slice) -> Tensor | FrozenFeatures | list:
+    return value.images(chosen) if isinstance(value, FrozenFeatures) else value[chosen]
 
 
 class RandomState:

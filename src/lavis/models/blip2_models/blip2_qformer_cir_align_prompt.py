@@ -1,9 +1,5 @@
 """SPRC's model: composed image retrieval with sentence-level prompts (https://arxiv.org/abs/2310.05473)."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,41 +7,19 @@ from transformers import BertTokenizer
 
 from lavis.common.devices import moved
 from lavis.common.registry import registry
+from lavis.models.blip2_models.frozen_features import FrozenFeatures
+from lavis.models.blip2_models.lavis_features import LavisFeatures
 from lavis.models.blip2_models.Qformer import Qformer
-from lavis.models.blip2_models.region import (
-    OBJECTIVES,
-    TOKENS,
-    flatten_boxes,
-    grid_size,
-    image_ids,
-    pairs_loss,
-    pool_regions,
-    query_loss,
-    same_image,
-    tokens_loss,
-)
+from lavis.models.blip2_models.region import image_ids
+from lavis.models.blip2_models.region_side import RegionSide
+from lavis.models.blip2_models.scores import INITIAL_TEMPERATURE, token_scores, unit
 from lavis.models.eva_vit import build_vision_encoder, use_half_precision
 from lavis.models.model_config import ModelConfig
 from sprc.core.errors import InputError
 
-INITIAL_TEMPERATURE = 0.07
-# The scale of region scores, 1 / temperature: learned in its logarithm, and kept between these, as in CLIP.
-REGION_SCALES = (1.0, 100.0)
-
-
-@dataclass
-class Blip2Features:
-    """What `extract_features` returns; a field that the mode does not compute is None. Projections are normalised."""
-
-    image_embeds: Tensor | None = None
-    image_embeds_proj: Tensor | None = None
-    text_embeds: Tensor | None = None
-    text_embeds_proj: Tensor | None = None
-    multimodal_embeds: Tensor | None = None
-
 
 @registry.register_model("blip2_cir_align_prompt")
-class Blip2QformerCirAlignPrompt(nn.Module):
+class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
     """Frozen ViT -> `ln_vision` -> Q-Former -> a query feature, and 32 target tokens for every gallery image.
 
     Shapes: B batch, S image side, P patches, D ViT width, Q query tokens, L text tokens, H hidden size, E embed_dim.
@@ -68,57 +42,13 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         # Part of every checkpoint, but no loss of SPRC reaches it.
         self.itm_head = nn.Linear(hidden, 2).requires_grad_(False)
         self.temp = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
-        with torch.random.fork_rng(devices=[]):  # what else a seed gives stays what it was
-            self.region_proj = nn.Linear(config.vision.width, config.embed_dim)
-            self.region_token_proj = nn.Linear(hidden, config.embed_dim)
-        self.region_logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
-        self._region_objective, self._use_region_loss = "tokens", False
-        self._free_region_parameters()
-
-    @property
-    def use_region_loss(self) -> bool:
-        """Whether `forward` returns `loss_region`; setting it frees or freezes the parameters of the objective."""
-        return self._use_region_loss
-
-    @use_region_loss.setter
-    def use_region_loss(self, use: bool) -> None:
-        self._use_region_loss = bool(use)
-        self._free_region_parameters()
-
-    @property
-    def region_objective(self) -> str:
-        """`pairs`, `tokens`, `query`, `compose` or `both`, see `region.py`. Setting another raises InputError.
-
-        A model by itself has `tokens`, for which images and boxes are enough; a training chooses (`TrainConfig`).
-        """
-        return self._region_objective
-
-    @region_objective.setter
-    def region_objective(self, name: str) -> None:
-        if name not in OBJECTIVES:
-            raise InputError(f"unknown region objective {name!r}: use one of {', '.join(OBJECTIVES)}")
-        self._region_objective = name
-        self._free_region_parameters()
-
-    @property
-    def _region_tokens(self) -> tuple[str, ...]:
-        return TOKENS.get(self.region_objective, ())
-
-    def _free_region_parameters(self) -> None:
-        used = OBJECTIVES[self.region_objective] if self.use_region_loss else ()
-        for name in {name for names in OBJECTIVES.values() for name in names}:
-            getattr(self, name).requires_grad_(name in used)
+        self.add_region_parameters(config)
 
     def initial_values(self) -> dict[str, Tensor]:
         """Initial values of the parameters that a published file may lack, by name, on the CPU."""
         prompts = torch.empty(self.prompt_tokens.shape, device="cpu").normal_(std=0.02)
         values = {"prompt_tokens": prompts, "temp": torch.tensor(INITIAL_TEMPERATURE, device="cpu")}
-        with torch.random.fork_rng(devices=[]):
-            for name in ("region_proj", "region_token_proj"):
-                own = getattr(self, name)
-                fresh = nn.Linear(own.in_features, own.out_features, device="cpu")
-                values |= {f"{name}.{part}": value for part, value in fresh.state_dict().items()}
-        return values | {"region_logit_scale": torch.tensor(-math.log(INITIAL_TEMPERATURE), device="cpu")}
+        return values | self.initial_region_values()
 
     @property
     def device(self) -> torch.device:
@@ -138,15 +68,16 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         """The named losses of a batch of triplets.
 
         Args:
-            samples: `image` and `target` (B, 3, S, S), normalised; `text_input`, B processed captions. With
-                `use_region_loss` also `region_boxes` and `target_region_boxes`: B box lists or tensors (n, 4), xyxy in
-                [0, 1] of the input frame, or None; and `target_names`, B image names, where they are known.
+            samples: `image` and `target`, normalised images (B, 3, S, S) or their `FrozenFeatures`; `text_input`, B
+                processed captions. With `use_region_loss` also `region_boxes` and `target_region_boxes`: B box lists
+                or tensors (n, 4), xyxy in [0, 1] of the input frame, or None; and `target_names`, B image names, if
+                they are known.
 
         Returns:
             `loss_itc` (query to target), `loss_rtc` (prompted text to target), `loss_align` (fused queries to prompts)
             and, with `use_region_loss`, `loss_region`: 0-d float32 tensors, without weights.
 
-        Raises InputError where the region loss is on and the samples have no boxes.
+        Raises InputError if the region loss is on and the samples have no boxes.
         """
         return self.losses(self.embed(samples))
 
@@ -154,17 +85,17 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         """All that the losses need of a batch, of its own images alone: batches can be joined (`joined_features`).
 
         `query`, `prompted` (B, E), `target_tokens` (B, Q, E), `fused_mean` (B, H); with `use_region_loss` `regions`
-        (N, E), `region_owners` (N,), what the objective compares them with, and, where names are known, `target_ids`
+        (N, E), `region_owners` (N,), what the objective compares them with, and, if names are known, `target_ids`
         (B,). Arguments and errors are those of `forward`.
         """
         input_ids, text_mask = self.tokenize(samples["text_input"])
-        reference, target = self._encode_pair(samples["image"], samples["target"])  # (B, P + 1, D) each
-        fused = self._fuse(reference, input_ids, text_mask)  # (B, Q, H)
-        query, prompted = self._sentence_features(fused, input_ids, text_mask)  # (B, E) each
-        features = {"query": query, "prompted": prompted, "target_tokens": self._target_features(target)}
+        reference, target = self.encode_pair(samples["image"], samples["target"])  # (B, P + 1, D) each
+        fused = self.fuse(reference, input_ids, text_mask)  # (B, Q, H)
+        query, prompted = self.sentence_features(fused, input_ids, text_mask)  # (B, E) each
+        features = {"query": query, "prompted": prompted, "target_tokens": self.target_tokens(target)}
         features["fused_mean"] = fused.float().mean(dim=1)  # (B, Q, H) -> (B, H)
         if self.use_region_loss:
-            features |= self._region_features(reference, target, *self._boxes_of(samples), fused)
+            features |= self.region_features(reference, target, *self.boxes_of(samples), fused)
             features |= image_ids(samples.get("target_names"), target.device)
         return features
 
@@ -176,7 +107,7 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             "loss_align": self._align_loss(features["fused_mean"]),
         }
         if self.use_region_loss:
-            losses["loss_region"] = self._region_loss(features, len(features["query"]))
+            losses["loss_region"] = self.region_loss(features, len(features["query"]))
         return losses
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -192,28 +123,34 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         )
         return moved(tokens.input_ids, self.device), moved(tokens.attention_mask, self.device)
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) or frozen features (B, P + 1, D) -> `ln_vision` output (B, P + 1, D), CLS first, float32.
+    def encode_images(self, images: Tensor | FrozenFeatures) -> Tensor:
+        """Images (B, 3, S, S), or their frozen features -> `ln_vision` output (B, P + 1, D), CLS first, float32.
 
         Trains `ln_vision`, never the ViT.
         """
-        return self.normalize_vision(self.encode_frozen(images))
+        return self.normalize_vision(self.frozen_features(images).tokens)
 
-    def _encode_pair(self, reference: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """`encode_images` of both; what has to pass the ViT passes as one batch."""
-        if reference.dim() == 4 and target.dim() == 4:
+    def encode_pair(self, reference: Tensor | FrozenFeatures, target: Tensor | FrozenFeatures) -> tuple[Tensor, Tensor]:
+        """`encode_images` of both; two batches of images pass the ViT as one."""
+        if isinstance(reference, Tensor) and isinstance(target, Tensor):
             both = self.encode_frozen(torch.cat([reference, target]))  # (2B, 3, S, S) -> (2B, P + 1, D)
-            reference, target = both.chunk(2)
+            reference, target = map(FrozenFeatures, both.chunk(2))
         return self.encode_images(reference), self.encode_images(target)
+
+    def frozen_features(self, images: Tensor | FrozenFeatures) -> FrozenFeatures:
+        """Images (B, 3, S, S) -> the frozen ViT's output; what is such an output already is given back.
+
+        Raises InputError for a tensor of another number of axes.
+        """
+        if isinstance(images, FrozenFeatures):
+            return images
+        if images.dim() != 4:
+            raise InputError(f"images are (B, 3, S, S), not {tuple(images.shape)}; give features as FrozenFeatures")
+        return FrozenFeatures(self.encode_frozen(images))
 
     @torch.no_grad()
     def encode_frozen(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> the frozen ViT's output before `ln_vision` (B, P + 1, D): float16 matrices on CUDA.
-
-        What has three axes is such an output already, out of a cache, and is given back.
-        """
-        if images.dim() == 3:
-            return images
+        """(B, 3, S, S) -> the frozen ViT's output before `ln_vision` (B, P + 1, D): float16 matrices on CUDA."""
         with torch.autocast(images.device.type, dtype=torch.float16, enabled=images.is_cuda):
             return self.visual_encoder.forward_features(images)
 
@@ -223,193 +160,53 @@ class Blip2QformerCirAlignPrompt(nn.Module):
             return self.ln_vision(frozen.float())
 
     @torch.no_grad()
-    def extract_target_features(self, image: Tensor, mode: str = "mean") -> tuple[Tensor, Tensor]:
-        """Gallery side: images (B, 3, S, S) -> target tokens (B, Q, E), L2-normalised, and `ln_vision` output
-        (B, P + 1, D), both float32. `mode` is accepted as upstream accepts it: "mean" is its only value.
+    def extract_target_features(self, image: Tensor | FrozenFeatures, mode: str = "mean") -> tuple[Tensor, Tensor]:
+        """Gallery side: images (B, 3, S, S), or their frozen features -> target tokens (B, Q, E), L2-normalised, and
+        `ln_vision` output (B, P + 1, D), both float32. `mode` is accepted as upstream accepts it: "mean" is its only
+        value.
         """
         if mode != "mean":
             raise InputError(f"extract_target_features knows mode 'mean', not {mode!r}")
         image_embeds = self.encode_images(image)
-        return self._target_features(image_embeds), image_embeds
+        return self.target_tokens(image_embeds), image_embeds
 
     @torch.no_grad()
     def extract_query_features(self, reference_embeds: Tensor, text: list[str]) -> Tensor:
         """Query side: `ln_vision` output (B, P + 1, D) of the references and B captions -> (B, E), L2-normalised."""
         input_ids, text_mask = self.tokenize(text)
-        return self._query_feature(self._fuse(reference_embeds, input_ids, text_mask), input_ids, text_mask)
+        return self.query_feature(self.fuse(reference_embeds, input_ids, text_mask), input_ids, text_mask)
 
     @torch.no_grad()
     def inference(self, reference_embeds: Tensor, target_feats: Tensor, text: list[str]) -> Tensor:
         """Scores of B queries against N gallery images (N, Q, E) -> (B, N): the largest cosine over target tokens."""
         return token_scores(self.extract_query_features(reference_embeds, text), target_feats)
 
-    @torch.no_grad()
-    def extract_features(self, samples: dict, mode: str = "multimodal") -> Blip2Features:
-        """LAVIS's feature extractor on `image` (B, 3, S, S) and/or `text_input` (B captions).
-
-        `image`: `image_embeds` (B, Q, H), `image_embeds_proj` (B, Q, E). `text`: `text_embeds` (B, L, H),
-        `text_embeds_proj` (B, L, E), the text alone. `multimodal`: `multimodal_embeds` (B, Q, H), the fused queries.
-        """
-        needed = {"image": ["image"], "text": ["text_input"], "multimodal": ["image", "text_input"]}.get(mode)
-        if needed is None or any(samples.get(name) is None for name in needed):
-            raise InputError(f"extract_features: mode {mode!r} needs {needed or 'to be image, text or multimodal'}")
-        if mode == "text":
-            return self._text_features(samples["text_input"])
-        image_embeds = self.encode_images(samples["image"])
-        if mode == "multimodal":
-            return Blip2Features(multimodal_embeds=self._fuse(image_embeds, *self.tokenize(samples["text_input"])))
-        embeds = self.Qformer.encode_image(self._queries(len(image_embeds)), image_embeds)
-        return Blip2Features(image_embeds=embeds, image_embeds_proj=_unit(self.vision_proj(embeds)))
-
-    def extract_region_features(
-        self, image_embeds: Tensor, boxes: Sequence | None, image_size: tuple[int, int] = (224, 224)
-    ) -> list[Tensor]:
-        """Pooled features of regions: RoIAlign over the patch grid, not projected, not normalised.
-
-        Args:
-            image_embeds: `ln_vision` output (B, P + 1, D), CLS first.
-            boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame; None where there are none.
-            image_size: (height, width) of the input frame in pixels.
-
-        Returns:
-            B tensors (n_i, D), float32.
-
-        Raises:
-            InputError: a box is not in [0, 1] or has no area, or `image_size` does not give that many tokens.
-        """
-        flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        pooled = self._pool(image_embeds, flat, owners, image_size)
-        return list(pooled.split(torch.bincount(owners.cpu(), minlength=len(image_embeds)).tolist()))
-
-    def compute_region_loss(
-        self,
-        ref_image_embeds: Tensor,
-        tgt_image_embeds: Tensor,
-        ref_boxes: Sequence | None,
-        tgt_boxes: Sequence | None,
-        *,
-        fused: Tensor | None = None,
-        query: Tensor | None = None,
-        target_tokens: Tensor | None = None,
-        target_names: Sequence[str] | None = None,
-    ) -> Tensor:
-        """The region-level contrastive loss of `region_objective`, see `region.py`.
-
-        Args:
-            ref_image_embeds, tgt_image_embeds: `ln_vision` output (B, P + 1, D) of references and targets.
-            ref_boxes, tgt_boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
-            fused: the queries fused with reference and sentence (B, Q, H); `compose` and `both` need them.
-            query: composed query features (B, E), L2-normalised; `query` needs them.
-            target_tokens: target tokens (B, Q, E), L2-normalised; computed where an objective lacks them.
-            target_names: B image names; an image that is in the batch more than once is not its own negative.
-
-        Returns:
-            A 0-d float32 tensor, never negative; 0, with a gradient of 0, for a batch without any region.
-
-        Raises:
-            InputError: a wrong box, or an objective without the features that it needs.
-        """
-        features = {"query": query, "target_tokens": target_tokens} | self._region_features(
-            ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes, fused
-        )
-        if target_tokens is None and "target_tokens" in self._region_tokens:
-            features["target_tokens"] = self._target_features(tgt_image_embeds)
-        features |= image_ids(target_names, tgt_image_embeds.device)
-        return self._region_loss(features, len(tgt_image_embeds))
-
-    def _region_features(
-        self, reference: Tensor, target: Tensor, ref_boxes: Sequence | None, tgt_boxes: Sequence | None, fused: Tensor
-    ) -> dict[str, Tensor]:
-        """Regions, their owners, and what the objective needs beside `query` and `target_tokens`."""
-        with torch.autocast(target.device.type, enabled=False):
-            regions, owners = self._project_regions(target, tgt_boxes)
-            features = {"regions": regions, "region_owners": owners}
-            if self.region_objective == "pairs":
-                regions, owners = self._project_regions(reference, ref_boxes)
-                features |= {"reference_regions": regions, "reference_region_owners": owners}
-            if "region_tokens" in self._region_tokens:
-                features["region_tokens"] = _unit(self.region_token_proj(self._given("fused", fused).float()))
-            return features
-
-    def _region_loss(self, features: dict[str, Tensor | None], batch: int) -> Tensor:
-        """The objective's loss of the features of `batch` images."""
-        regions, owners = features["regions"], features["region_owners"]
-        with torch.autocast(regions.device.type, enabled=False):
-            scale, same = self._region_scale(), same_image(features.get("target_ids"), batch, regions.device)
-            if self.region_objective == "pairs":
-                reference = features["reference_regions"], features["reference_region_owners"]
-                loss = pairs_loss(*reference, regions, owners, scale, same)
-            elif self.region_objective == "query":
-                loss = query_loss(regions, owners, self._given("query", features["query"]), scale, same)
-            else:
-                sides = [features[name] for name in self._region_tokens]
-                loss = sum(tokens_loss(regions, owners, tokens, scale, same) for tokens in sides) / len(sides)
-            return loss + self._zero_of_region_parameters()
-
-    def _given(self, name: str, features: Tensor | None) -> Tensor:
-        if features is None:
-            raise InputError(
-                f"the region objective {self.region_objective} needs {name} features: give {name}=, as forward does"
-            )
-        return features
-
-    def _zero_of_region_parameters(self) -> Tensor:
-        """0, with a gradient of 0 on all that the objective trains: a batch without regions has a valid graph."""
-        own = (getattr(self, name) for name in OBJECTIVES[self.region_objective])
-        parameters = (p for part in own for p in ([part] if isinstance(part, nn.Parameter) else part.parameters()))
-        return 0 * sum(parameter.sum() for parameter in parameters)
-
-    def _boxes_of(self, samples: dict) -> tuple[Sequence | None, Sequence | None]:
-        names = ("region_boxes", "target_region_boxes")
-        absent = [name for name in names if name not in samples]
-        if absent:
-            raise InputError(
-                f"the region loss is on, but the samples have no {' and no '.join(absent)}: give `box_file`"
-            )
-        return samples[names[0]], samples[names[1]]
-
-    def _pool(self, image_embeds: Tensor, boxes: Tensor, owners: Tensor, image_size: tuple[int, int]) -> Tensor:
-        grid = grid_size(image_embeds.shape[1], image_size, self.config.vision.patch_size)
-        return pool_regions(image_embeds, boxes, owners, grid)
-
-    def _project_regions(self, image_embeds: Tensor, boxes: Sequence | None) -> tuple[Tensor, Tensor]:
-        """Regions in the retrieval space, (N, E), L2-normalised, and their owners (N,)."""
-        flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        side = self.config.vision.image_size
-        return _unit(self.region_proj(self._pool(image_embeds, flat, owners, (side, side)))), owners
-
-    def _region_scale(self) -> Tensor:
-        """1 / temperature of the region scores. SPRC's own `temp` has no part in it."""
-        return self.region_logit_scale.float().clamp(*map(math.log, REGION_SCALES)).exp()
-
-    def _queries(self, batch: int) -> Tensor:
+    def queries(self, batch: int) -> Tensor:
+        """The learned queries for every image of a batch."""
         return self.query_tokens.expand(batch, -1, -1)  # (1, Q, H) -> (B, Q, H)
 
-    def _fuse(self, reference_embeds: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
-        queries = self._queries(len(reference_embeds))
+    def fuse(self, reference_embeds: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """`ln_vision` output (B, P + 1, D) of the references, and texts (B, L) -> the fused queries (B, Q, H)."""
+        queries = self.queries(len(reference_embeds))
         fused = self.Qformer.fuse(queries, input_ids, text_mask, reference_embeds)  # (B, Q + L, H)
         return fused[:, : queries.shape[1]]  # -> (B, Q, H)
 
-    def _query_feature(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    def query_feature(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Fused queries (B, Q, H) and their texts (B, L) -> the composed query feature (B, E), L2-normalised."""
         composed = self.Qformer.encode_composed(fused, input_ids, text_mask)  # (B, Q + L, H)
-        return _unit(self.text_proj(composed[:, fused.shape[1]]))  # [CLS] follows the Q fused tokens -> (B, E)
+        return unit(self.text_proj(composed[:, fused.shape[1]]))  # [CLS] follows the Q fused tokens -> (B, E)
 
-    def _sentence_features(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`_query_feature`, and the feature of the sentence behind the prompts: (B, E) each, of one pass."""
+    def sentence_features(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`query_feature`, and the feature of the sentence with the prompts before it: (B, E) each, of one pass."""
         prompts = self.prompt_tokens.expand(len(input_ids), -1, -1)
         composed, prompted = self.Qformer.encode_composed_and_prompted(fused, prompts, input_ids, text_mask)
         words = torch.cat([composed[:, fused.shape[1]], prompted[:, 0]])  # [CLS] of both -> (2B, H)
-        return _unit(self.text_proj(words)).chunk(2)
+        return unit(self.text_proj(words)).chunk(2)
 
-    def _target_features(self, image_embeds: Tensor) -> Tensor:
-        output = self.Qformer.encode_image(self._queries(len(image_embeds)), image_embeds)  # (B, Q, H)
-        return _unit(self.vision_proj(output))  # -> (B, Q, E)
-
-    def _text_features(self, captions: list[str]) -> Blip2Features:
-        input_ids, text_mask = self.tokenize(captions)
-        no_prompts = self.prompt_tokens.new_zeros(len(input_ids), 0, self.prompt_tokens.shape[-1])
-        embeds = self.Qformer.encode_prompted_text(no_prompts, input_ids, text_mask)
-        return Blip2Features(text_embeds=embeds, text_embeds_proj=_unit(self.text_proj(embeds)))
+    def target_tokens(self, image_embeds: Tensor) -> Tensor:
+        """`ln_vision` output (B, P + 1, D) of gallery images -> their target tokens (B, Q, E), L2-normalised."""
+        output = self.Qformer.encode_image(self.queries(len(image_embeds)), image_embeds)  # (B, Q, H)
+        return unit(self.vision_proj(output))  # -> (B, Q, E)
 
     def _contrastive_loss(self, queries: Tensor, target_tokens: Tensor) -> Tensor:
         """Cross-entropy of scores / temp against the diagonal, query to target only."""
@@ -422,19 +219,6 @@ class Blip2QformerCirAlignPrompt(nn.Module):
         with torch.autocast(fused_mean.device.type, enabled=False):
             prompt = self.prompt_tokens.detach().mean(dim=1).expand(len(fused_mean), -1)  # (1, Q, H) -> (B, H)
             return F.mse_loss(fused_mean, prompt)
-
-
-def token_scores(queries: Tensor, target_tokens: Tensor) -> Tensor:
-    """(B, E), (N, Q, E) -> (B, N): the largest cosine over each image's tokens, as one float32 matrix product."""
-    with torch.autocast(queries.device.type, enabled=False):
-        scores = queries.float() @ target_tokens.float().flatten(0, 1).T  # (B, E) x (E, N Q) -> (B, N Q)
-        return scores.view(len(queries), *target_tokens.shape[:2]).amax(dim=2)
-
-
-def _unit(features: Tensor) -> Tensor:
-    """L2-normalised over the last axis, in float32."""
-    with torch.autocast(features.device.type, enabled=False):
-        return F.normalize(features.float(), dim=-1)
 
 
 def _token_parameter(count: int, hidden: int) -> nn.Parameter:

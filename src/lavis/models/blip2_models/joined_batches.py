@@ -12,6 +12,8 @@ OWNERS = "_owners"
 
 def joined_features(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `embed` gave for several batches, in their order, as if it had been one; all have the same names."""
+    if len(parts) == 1:
+        return parts[0]
     sizes = [len(part["query"]) for part in parts]
     firsts = [0, *accumulate(sizes)][:-1]  # number of each batch's first image
     return {
