@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sprc.core.command_line import HelpFormatter, run_main, hide_bars_of_other_ranks, user_path
+from sprc.core.command_line import HelpFormatter, hide_bars_of_other_ranks, run_main, user_path
 from sprc.core.launch import any_rank
 from sprc.core.options import add_flags, require_given
 from sprc.data.options import CacheOptions, DataOptions

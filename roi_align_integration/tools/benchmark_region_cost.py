@@ -69,7 +69,7 @@ def build_model(backbone: str, objective: str, device):
 def loading(folder: Path, args: argparse.Namespace, model, with_boxes: bool) -> Callable[[], dict]:
     """The function that loads one batch, in this process."""
     from data_utils import CIRRDataset, TrainingTriplets, collate_fn
-    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.feature_cache_build import use_feature_cache
     from sprc.data.preprocess import targetpad_transform
 
     box_file = folder / "boxes" / "cirr_boxes_train.json" if with_boxes else None

@@ -192,7 +192,7 @@ def fill_cache(config: TrainConfig) -> None:
     from lavis.models import load_model
     from sprc.benchmarks.dataset_catalog import open_galleries, open_triplets
     from sprc.core.runtime import choose_runtime
-    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.feature_cache_build import use_feature_cache
     from sprc.data.image_check import check_images
     from sprc.data.preprocess import build_preprocess
 

@@ -26,7 +26,7 @@ from lavis.processors import BlipCaptionProcessor
 from sprc.benchmarks.dataset_catalog import make_validation, open_galleries, open_triplets
 from sprc.core.process_group import ALONE
 from sprc.core.runtime import Runtime, choose_runtime
-from sprc.data.feature_cache import use_feature_cache
+from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.preprocess import build_preprocess
 from sprc.training import engine
 from sprc.training.config import TrainConfig

@@ -24,7 +24,7 @@ from sprc.core.errors import InputError
 from sprc.core.process_group import World
 from sprc.data import cache_files
 from sprc.data.cache_files import ARRAYS, row_checks, unfinished_rows
-from sprc.data.feature_cache import use_feature_cache
+from sprc.data.feature_cache_build import use_feature_cache
 
 SIDE_FILES = (*(f"{name}.npy" for name in ARRAYS), "key.json")
 KEY = {"count": 20, "tokens": 3, "width": 4, "precision": "fp32"}
@@ -147,7 +147,7 @@ def refused_or_harmless(demo, model, copy: Path, expected: list[torch.Tensor]) -
     """Whether the cache is refused in one line; else its numbers are those expected, if any are."""
     try:
         dataset = opened(demo, model, copy)
-        found = [dataset.load_image(name) for name in dataset.names]
+        found = [dataset.load_image(name).tokens for name in dataset.names]
     except InputError as error:
         assert str(cache_in(copy)) in str(error) and "remove" in str(error) and "\n" not in str(error)
         return True

@@ -137,7 +137,7 @@ def test_a_broken_image_is_named(demo_copy):
 
 
 def test_missing_places_are_named(tmp_path, demo_copy):
-    with pytest.raises(InputError, match="--data-path"):
+    with pytest.raises(InputError, match="`data_path`"):
         CIRRDataset("val", "classic", PREPROCESS, data_path=tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"split\.rc2\.val\.json"):
         CIRRDataset("val", "classic", PREPROCESS, data_path=tmp_path)

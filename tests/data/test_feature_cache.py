@@ -15,9 +15,11 @@ import cirr_test_submission
 from data_utils import CIRRDataset, collate_fn
 from lavis.models import load_model
 from sprc.core.errors import InputError
-from sprc.data import cache_files, feature_cache
+from sprc.data import cache_files, feature_cache_build
+from sprc.data.cache_files import unfinished_rows
 from sprc.data.cached_rows import CachedRows
-from sprc.data.feature_cache import FeatureCache, build, cache_key, unfinished_rows, use_feature_cache
+from sprc.data.feature_cache import FeatureCache
+from sprc.data.feature_cache_build import CacheBuild, cache_key, use_feature_cache
 from sprc.data.preprocess import squarepad_transform, targetpad_transform
 from sprc.data.vit_fingerprint import frozen_fingerprint
 from sprc.training.config import TrainConfig
@@ -147,8 +149,8 @@ def test_every_script_reads_it(demo, small_yaml, tmp_path):
 
 def test_an_interrupted_build_goes_on(demo, model, tmp_path, monkeypatch):
     whole = cached(demo, model, tmp_path / "whole")
-    monkeypatch.setattr(feature_cache, "BATCH", 4)
-    monkeypatch.setattr(feature_cache, "BATCHES_PER_FLUSH", 1)
+    monkeypatch.setattr(feature_cache_build, "BATCH", 4)
+    monkeypatch.setattr(feature_cache_build, "BATCHES_PER_FLUSH", 1)
     dataset, original, calls = open_train(demo), model.encode_frozen, []
 
     def breaks(images):
@@ -160,11 +162,11 @@ def test_an_interrupted_build_goes_on(demo, model, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "encode_frozen", breaks)
     key, folder = _key(dataset, model), tmp_path / "part"
     with pytest.raises(KeyboardInterrupt):
-        build(folder, key, dataset, model, CPU, 0, unfinished_rows(folder, key))
+        CacheBuild(folder, key, dataset, model, CPU, 0).write_rows(unfinished_rows(folder, key))
     assert np.load(folder / "done.npy").sum() == 12
     with pytest.raises(InputError, match="not complete"):
         FeatureCache(folder, key)
-    build(folder, key, dataset, model, CPU, 0, unfinished_rows(folder, key))
+    CacheBuild(folder, key, dataset, model, CPU, 0).write_rows(unfinished_rows(folder, key))
     assert sum(calls[4:]) == len(dataset.names) - 12
     found = FeatureCache(folder, key)
     assert all(torch.equal(found[i].tokens, whole.features[i].tokens) for i in range(len(dataset.names)))

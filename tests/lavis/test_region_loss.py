@@ -402,10 +402,10 @@ def test_weights_and_their_schedule(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--use-region-loss"], "needs --box-file"),
-        (["--box-file", "b.json"], "without --use-region-loss"),
-        (["--loss-region", "1"], "with --use-region-loss"),
-        (["--use-region-loss", "--box-file", "b.json", "--max-regions", "0"], "--max-regions"),
+        (["--use-region-loss"], "needs `box_file`"),
+        (["--box-file", "b.json"], "without `use_region_loss`"),
+        (["--loss-region", "1"], "with `use_region_loss`"),
+        (["--use-region-loss", "--box-file", "b.json", "--max-regions", "0"], "`max_regions`"),
         (["--use-region-loss", "--box-file", "b.json", "--loss-region", "-1"], "at least 0"),
     ],
 )

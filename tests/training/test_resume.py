@@ -361,7 +361,7 @@ def test_auto_takes_the_last_run_with_these_settings_or_starts_anew(demo, small_
     assert find_run(boxes) is None
     said = capsys.readouterr().out
     assert "a new run begins" in said
-    assert "differs in --box-file, --batch-size, --use-region-loss" in said
+    assert "differs in --batch-size, --seed, --use-region-loss, --box-file" in said
 
 
 def test_a_cache_may_lie_elsewhere(demo, small_yaml, tmp_path):

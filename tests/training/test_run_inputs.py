@@ -15,7 +15,7 @@ from sprc.core.command_line import absolute, user_path
 from sprc.core.errors import InputError
 from sprc.retrieval.checkpoint_run import SETTINGS_FILE
 from sprc.training.config import STATE_FILE, TrainConfig
-from sprc.training.run_inputs import file_fingerprint
+from sprc.training.run_inputs import BACKBONE, BOXES, file_fingerprint, input_fingerprints
 from sprc.training.run_state import CSV_FILES, read_state, restore_csv_files
 
 TRAIN, VAL = "cirr/captions/cap.rc2.train.json", "cirr/captions/cap.rc2.val.json"
@@ -77,9 +77,8 @@ def test_another_dataset_does_not_go_on_and_a_moved_one_does(demo_copy, small_ya
 
 
 def test_fashioniq_has_the_files_that_a_training_reads(tmp_path):
-    from sprc.benchmarks.dataset_catalog import annotation_files
-
-    names = list(annotation_files(TrainConfig(dataset="FashionIQ", data_path=tmp_path)))
+    config = TrainConfig(dataset="FashionIQ", data_path=tmp_path)
+    names = [name for name in input_fingerprints(config) if name not in (BOXES, BACKBONE)]
     assert names[:3] == [f"captions/cap.{kind}.train.json" for kind in ("dress", "shirt", "toptee")]
     assert names[3:5] == ["captions/cap.dress.val.json", "image_splits/split.dress.val.json"]
     assert len(names) == 9
@@ -125,7 +124,7 @@ def test_a_relative_backbone_and_dataset_hold_from_elsewhere(demo_copy, small_ya
     assert blip_validate.main(evaluate) == before
     blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "2"])
     assert (folder / "train_metrics.csv").read_text().count("\n") == 3
-    with pytest.raises(InputError, match=r"--backbone .*m\.yaml \(the run: "):
+    with pytest.raises(InputError, match=r"`backbone` .*m\.yaml \(the run: "):
         blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(folder), "--backbone", str(place / "m.yaml")])
 
 

@@ -234,9 +234,7 @@ def test_another_precision_does_not_go_on(config):
     model = torch.nn.Linear(2, 2)
     runtimes = [Runtime(CPU.device, dtype) for dtype in (torch.bfloat16, torch.float32)]
     saved, other = (Optimization(model, config, 3, runtime) for runtime in runtimes)
-    with pytest.raises(
-        InputError, match="in bf16, and here `precision` is fp32: continue with `precision` bf16"
-    ):
+    with pytest.raises(InputError, match="in bf16, and here `precision` is fp32: continue with `precision` bf16"):
         other.load_state_dict(saved.state_dict())
 
 

@@ -14,36 +14,17 @@ found is an image that was replaced by one of the same name, size in bytes and t
 are used until the folder is removed.
 """
 
-import hashlib
-import json
-import logging
-import time
 import zlib
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch import Tensor
 
-from data_utils import ImageDataset
 from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from sprc.core.errors import InputError
-from sprc.core.files import made_and_held, readable
-from sprc.core.process_group import ALONE, World
-from sprc.data.cache_files import PRECISIONS, map_arrays, open_arrays, open_features, row_checks, unfinished_rows
+from sprc.data.cache_files import open_arrays, open_features
 from sprc.data.cached_rows import CachedRows
-from sprc.data.loader_workers import send_queue_errors
-from sprc.data.vit_fingerprint import frozen_fingerprint
-
-logger = logging.getLogger(__name__)
-
-BATCH = 32
-BATCHES_PER_FLUSH = 16
 
 
 class FeatureCache:
@@ -97,156 +78,3 @@ class FeatureCache:
             self._check(index, row)
             table[index] = torch.from_numpy(row)
         return table
-
-
-class _Sources(Dataset):
-    """The images that are still to be done, with their raw sizes."""
-
-    def __init__(self, dataset: ImageDataset, indices: list[int]):
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[int, Tensor, tuple[int, int]]:
-        name = self.dataset.names[self.indices[position]]
-        return self.indices[position], self.dataset.load_image(name), self.dataset.get_image_size(name)
-
-
-def use_feature_cache(
-    config, model: nn.Module, device: torch.device, *datasets: ImageDataset, world: World = ALONE
-) -> None:
-    """Let the datasets give features instead of images, as the configuration says; builds what is not there, every
-    rank its share.
-    """
-    if config.feature_cache == "off":
-        return
-    if config.cache_device == "cuda" and device.type != "cuda":
-        raise InputError(f"`cache_device` cuda: this run is on {device}; use `cache_device` cpu")
-    table = device if config.cache_device == "cuda" else None
-    fingerprint = frozen_fingerprint(model)
-    for dataset in datasets:
-        key = cache_key(dataset, model, fingerprint, config.cache_precision)
-        folder = Path(config.feature_cache).expanduser() / _key_name(key)
-        _complete(folder, key, partial(build, folder, key, dataset, model, device, config.num_workers), world)
-        dataset.features = _together(world, partial(FeatureCache, folder, key, table))
-        logger.info(
-            f"feature cache: {folder}, {len(dataset.names)} images of {dataset.title}; remove it after you replace an"
-            " image by one of the same size and time"
-        )
-
-
-def _complete(folder: Path, key: dict, build_rows: Callable[[list[int]], None], world: World) -> None:
-    """Build the rows that are not there; of two runs that need them one builds, and the other waits."""
-    with ExitStack() as held:
-
-        def unfinished() -> list[int] | None:
-            if not world.is_main:
-                return None
-            held.enter_context(made_and_held(folder))
-            return unfinished_rows(folder, key)
-
-        missing = world.share(_together(world, unfinished))
-        if missing:
-            _together(world, lambda: build_rows(missing[world.rank :: world.size]))
-
-
-def _together(world: World, work: Callable):
-    """Do `work` on every rank -> its result. Bad input of one rank is raised on all: none is left waiting for it."""
-    result = error = None
-    try:
-        result = work()
-    except InputError as found:
-        error = found
-    errors = [found for found in world.collect(error) if found is not None]
-    if errors:
-        raise error or errors[0]
-    return result
-
-
-def cache_key(dataset: ImageDataset, model: nn.Module, fingerprint: str, precision: str) -> dict:
-    """Everything that the features depend on: a change of any of it makes another cache."""
-    vision, preprocess = model.config.vision, dataset.preprocess
-    images = hashlib.sha256()
-    for name, place in dataset.image_paths.items():
-        with readable(dataset.root / place, "copy or download it again"):
-            stat = (dataset.root / place).stat()
-        images.update(f"{name}\n{place}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
-    return {
-        "version": 2,
-        "vit": fingerprint,
-        "preprocess": [preprocess.target_ratio, preprocess.dim],
-        "precision": precision,
-        "half_vit": next(model.visual_encoder.parameters()).is_cuda,
-        "images": images.hexdigest(),
-        "count": len(dataset.names),
-        "tokens": 1 + vision.grid_size**2,
-        "width": vision.width,
-    }
-
-
-def _key_name(key: dict) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def build(
-    folder: Path,
-    key: dict,
-    dataset: ImageDataset,
-    model: nn.Module,
-    device: torch.device,
-    num_workers: int,
-    rows: list[int],
-) -> None:
-    """Compute and write these rows of a cache. Raises InputError for a value that its precision cannot hold."""
-    files, was_training = _Files(folder, key), model.training
-    loader = DataLoader(
-        _Sources(dataset, rows), BATCH, num_workers=num_workers, collate_fn=list, worker_init_fn=send_queue_errors
-    )
-    model.eval()
-    start = time.perf_counter()
-    for number, batch in enumerate(tqdm(loader, desc=f"features of {dataset.title}", dynamic_ncols=True), start=1):
-        images = torch.stack([image for _, image, _ in batch]).to(device)
-        features = model.encode_frozen(images).float().cpu().numpy()
-        for (index, _, size), row in zip(batch, features, strict=True):
-            files.write(index, _store(row, key["precision"], dataset.names[index]), size)
-        if number == 1:
-            minutes = (time.perf_counter() - start) * len(loader) / 60
-            logger.info(f"feature cache: about {minutes:.1f} minutes for {len(rows)} images")
-        if number % BATCHES_PER_FLUSH == 0 or number == len(loader):
-            files.flush()
-    model.train(was_training)
-
-
-class _Files:
-    """The files of a cache, mapped for writing: every process writes its own rows of them."""
-
-    def __init__(self, folder: Path, key: dict):
-        self.key, self.features = key, open_features(folder, key, "r+")
-        self.arrays = map_arrays(folder, key)
-        self.written: list[int] = []
-
-    def write(self, index: int, row: np.ndarray, size: tuple[int, int]) -> None:
-        crc = zlib.crc32(row)
-        values = {"sizes": size, "crc": crc, "check": row_checks(self.key, [index], np.array([size]), crc)[0]}
-        self.features[index] = row
-        for name, value in values.items():
-            self.arrays[name][index] = value
-        self.written.append(index)
-
-    def flush(self) -> None:
-        """First the rows and what describes them, then what says that they are there."""
-        for array in (self.features, *(self.arrays[name] for name in ("sizes", "crc", "check"))):
-            array.flush()
-        self.arrays["done"][self.written] = True
-        self.arrays["done"].flush()
-        self.written = []
-
-
-def _store(row: np.ndarray, precision: str, name: str) -> np.ndarray:
-    """A row in the cache's type. Raises InputError for a value that it cannot hold."""
-    with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(row.astype(PRECISIONS[precision]))
-    if not np.isfinite(stored).all():
-        raise InputError(f"the features of image {name!r} reach {np.abs(row).max():.3g}, beyond {precision}: use fp32")
-    return stored

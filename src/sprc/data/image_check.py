@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_utils import ImageDataset
 from sprc.core.errors import ImageError, InputError
 from sprc.data.image_files import IMAGE_SUFFIXES, file_names
+from sprc.data.image_set import ImageSet
 from sprc.data.images import NOT_APPLIED, is_tagged, orientations
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ MISSING = Fault("are missing", "copy or download them again")
 OTHERS = Fault("cannot be read for other reasons", "copy or download them again")
 
 
-def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
+def check_images(*datasets: ImageSet) -> None:
     """Raise one InputError for all images of the datasets that are not there or are no image by their header.
 
-    Otherwise logs how many images carry an EXIF orientation, unless `quiet`.
+    Otherwise logs how many images carry an EXIF orientation.
     """
     problems, tagged = [], []
     for title, files in _files(datasets).items():
@@ -47,11 +47,11 @@ def check_images(*datasets: ImageDataset, quiet: bool = False) -> None:
         roots = " and ".join(dict.fromkeys(str(dataset.root) for dataset in datasets))
         where = f"they belong under {roots}, and cirr_dataset/README.md says where they come from"
         raise InputError(f"{'; '.join(problems)}; {where}")
-    if tagged and not quiet:
+    if tagged:
         logger.warning(f"{' and '.join(tagged)} carry an EXIF orientation. {NOT_APPLIED}")
 
 
-def _files(datasets: tuple[ImageDataset, ...]) -> dict[str, dict[Path, str]]:
+def _files(datasets: tuple[ImageSet, ...]) -> dict[str, dict[Path, str]]:
     """Title -> the files of all datasets of that title, each with its path relative to the root."""
     files: dict[str, dict[Path, str]] = {}
     for dataset in datasets:

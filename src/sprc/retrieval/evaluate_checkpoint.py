@@ -7,7 +7,7 @@ from lavis.models.model_config import load_config
 from sprc.benchmarks.benchmark import Metrics, RetrievalTask, Validation
 from sprc.core.machine_faults import explained
 from sprc.core.runtime import choose_runtime
-from sprc.data.feature_cache import use_feature_cache
+from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.image_check import check_images
 from sprc.data.image_set import ImageSet
 from sprc.data.preprocess import Preprocess, build_preprocess

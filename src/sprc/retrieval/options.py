@@ -62,8 +62,8 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DataOptions, CacheOptions, ModelOptions, RuntimeOptions):
-    """What every configuration has. Paths become absolute, so that they hold from any working directory."""
+class Config(RuntimeOptions, ModelOptions, CacheOptions, DataOptions):
+    """What every configuration has, from the last group to the first: so dataclasses order their fields. Paths become absolute, so that they hold from any working directory."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -94,7 +94,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(Config, EvaluationOptions):
+class EvaluationConfig(EvaluationOptions, Config):
     """An evaluation of a checkpoint."""
 
     @property

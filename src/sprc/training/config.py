@@ -161,7 +161,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Config, TrainingInputs, OptimisationOptions, RegionOptions, OutputOptions):
+class TrainConfig(OutputOptions, RegionOptions, OptimisationOptions, TrainingInputs, Config):
     """A training run. The defaults are what upstream's README tells its users.
 
     What the user has not given stays None, and `plan` has the preset's value for it; so it follows the dataset also

@@ -23,7 +23,7 @@ from sprc.core.locks import held
 from sprc.core.machine_faults import explained, training_memory_fix
 from sprc.core.process_group import join_world, leave_world
 from sprc.core.runtime import Runtime, choose_runtime
-from sprc.data.feature_cache import use_feature_cache
+from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.image_check import check_images
 from sprc.data.options import CACHE_OFF
 from sprc.data.preprocess import build_preprocess
