@@ -63,7 +63,10 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RuntimeOptions, ModelOptions, CacheOptions, DataOptions):
-    """What every configuration has, from the last group to the first: so dataclasses order their fields. Paths become absolute, so that they hold from any working directory."""
+    """What every configuration has. Paths become absolute, so that they hold from any working directory.
+
+    The groups stand from the last to the first: a dataclass has the fields of its last base first.
+    """
 
     def __post_init__(self) -> None:
         check_options(self)
