@@ -160,7 +160,7 @@ def refused_or_harmless(demo, model, copy: Path, expected: list[torch.Tensor]) -
 def test_a_byte_changed_anywhere_is_refused_or_harmless(demo, model, built, tmp_path):
     """200 seeds; among them a bit of every file's header and of its numbers."""
     whole = opened(demo, model, built)
-    expected, refused = [whole.load_image(name) for name in whole.names], 0
+    expected, refused = [whole.load_image(name).tokens for name in whole.names], 0
     for seed in range(200):
         rng, folder = random.Random(seed), shutil.copytree(built, tmp_path / str(seed))
         path = cache_in(folder) / SIDE_FILES[seed % len(SIDE_FILES)]
@@ -323,7 +323,7 @@ def test_bad_input_of_one_rank_is_told_on_all(demo, small_yaml, tmp_path):
 def test_a_cleared_flag_has_its_row_built_again(demo, model, built, copy):
     change(cache_in(copy) / "done.npy", lambda done: done.__setitem__(5, False))
     expected = opened(demo, model, built)
-    assert not refused_or_harmless(demo, model, copy, [expected.load_image(name) for name in expected.names])
+    assert not refused_or_harmless(demo, model, copy, [expected.load_image(name).tokens for name in expected.names])
 
 
 def test_every_row_is_checked_by_its_own_number():

@@ -22,7 +22,7 @@ from data_utils import CIRRDataset
 from lavis.processors import BlipImageEvalProcessor
 from sprc.core.errors import ImageError, InputError
 from sprc.core.stop_signals import Stopped
-from sprc.data import images
+from sprc.data import png_chunks
 from sprc.data.image_check import check_images
 from sprc.data.images import MOST_PIXELS, is_tagged, naming_image, open_rgb, orientation, orientations, stored_size
 from sprc.data.preprocess import targetpad_transform
@@ -97,9 +97,9 @@ def test_the_chunks_of_a_png_are_leapt_over(tmp_path, monkeypatch, chunks, last,
     pixels = [chunk(b"IDAT", bytes(100))] * (chunks - 1) + [chunk(b"IDAT", bytes(last))]
     parts = [chunk(b"IHDR", bytes(13)), *pixels, chunk(b"eXIf", bytes(500)) if tagged else b"", chunk(b"IEND", b"")]
     (tmp_path / "a.png").write_bytes(bytes(8) + b"".join(parts))
-    seen, look = [], images._chunk_at
-    monkeypatch.setattr(images, "_chunk_at", lambda file, place: seen.append(place) or look(file, place))
-    assert images._has_late_metadata(str(tmp_path / "a.png")) is tagged
+    seen, look = [], png_chunks.chunk_at
+    monkeypatch.setattr(png_chunks, "chunk_at", lambda file, place: seen.append(place) or look(file, place))
+    assert png_chunks.has_late_metadata(str(tmp_path / "a.png")) is tagged
     assert len(seen) < 20
 
 

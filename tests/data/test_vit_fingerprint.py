@@ -45,7 +45,7 @@ def test_it_is_of_the_vit_alone_and_the_same_for_equal_ones():
 
 
 def test_it_is_computed_once(monkeypatch):
-    model, calls, original = vit(), [], module._digest
-    monkeypatch.setattr(module, "_digest", lambda of: calls.append(1) or original(of))
+    model, calls, original = vit(), [], module.digest_of
+    monkeypatch.setattr(module, "digest_of", lambda of: calls.append(1) or original(of))
     assert len({frozen_fingerprint(model) for _ in range(3)}) == 1
     assert len(calls) == 1

@@ -89,8 +89,8 @@ def fail_at(monkeypatch, name: str, number: int) -> None:
     """Let the `number`-th write, fsync or rename of the project's writer fail."""
     calls: list[int] = []
     if name == "write":
-        opened = files._open_new
-        monkeypatch.setattr(files, "_open_new", lambda partial: FailingFile(opened(partial), calls, number))
+        opened = files.open_new
+        monkeypatch.setattr(files, "open_new", lambda partial: FailingFile(opened(partial), calls, number))
         return
     original = getattr(os, name)
 

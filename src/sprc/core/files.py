@@ -43,7 +43,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     file = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _Watched(_open_new(partial))
+        file = _Watched(open_new(partial))
         yield file
         if file.error:
             raise file.error
@@ -107,8 +107,8 @@ class _Watched:
             raise
 
 
-def _open_new(partial: Path) -> BinaryIO:
-    """Open a file that was not there; what is there is removed."""
+def open_new(partial: Path) -> BinaryIO:
+    """Open a new file for writing; what has its name already is removed, and a link is not followed."""
     with suppress(FileNotFoundError):
         try:
             partial.unlink()

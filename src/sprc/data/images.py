@@ -8,18 +8,17 @@ import errno
 import logging
 import os
 import stat
-import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lavis.processors.rgb import as_rgb
 from sprc.core.errors import ImageError, InputError, first_line
+from sprc.data.png_chunks import has_late_metadata
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # with JPEG also MPO, which cameras store as .jpg
 # What Pillow refuses to open. From half of it on, Pillow warns; such an image is read right.
@@ -35,9 +34,6 @@ NOT_APPLIED = (
     " turn the files first, for example with ImageMagick: mogrify -auto-orient"
 )
 SAVE_AS = "save it as PNG or JPEG"
-PNG_SIGNATURE_BYTES = 8
-PNG_CHUNK_BYTES = 12  # of a chunk, beside its content: length, kind and CRC
-PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # Pillow finds an orientation in each of them
 READERS = 16  # threads of a header pass: they wait for the disk
 
 # Pillow's warnings come with a line of source. Here an image is either read right, or an ImageError says why not.
@@ -138,7 +134,7 @@ def _unidentified(path: str | Path) -> ImageError:
 def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
-    if image.format == "PNG" and _has_late_metadata(image.filename):
+    if image.format == "PNG" and has_late_metadata(image.filename):
         image.load()
     try:
         # The class's own: that of PngImageFile decodes the whole image first.
@@ -146,45 +142,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # Pillow raises errors of many types; tags that cannot be read are applied by no one
         return 1
     return found if found in range(1, 9) else 1
-
-
-def _has_late_metadata(path: str) -> bool:
-    """Whether a PNG has metadata after its pixels, which Pillow meets only while it decodes them.
-
-    Goes from chunk to chunk without a buffer, and leaps over the pixels: what the chunks hold is not read.
-    """
-    after_pixels, place = False, PNG_SIGNATURE_BYTES
-    with open(path, "rb", buffering=0) as file:
-        while (chunk := _chunk_at(file, place)) is not None:
-            length, kind = chunk
-            if after_pixels and kind in PNG_METADATA:
-                return True
-            if kind == b"IDAT" and not after_pixels:
-                after_pixels = True
-                place = _last_pixels(file, place, length + PNG_CHUNK_BYTES)
-            else:
-                place += length + PNG_CHUNK_BYTES
-    return False
-
-
-def _chunk_at(file: FileIO, place: int) -> tuple[int, bytes] | None:
-    """(length of the content, kind) of the chunk at `place`; None if there is none."""
-    file.seek(place)
-    head = file.read(8)
-    return struct.unpack(">I4s", head) if len(head) == 8 and head[4:].isalpha() else None
-
-
-def _last_pixels(file: FileIO, place: int, step: int) -> int:
-    """The place of the last chunk of pixels that lies whole steps after the first, at `place`, by bisection: they stand
-    one after another, and all but the last have one length, as every encoder writes them.
-    """
-    low, high = 0, (os.fstat(file.fileno()).st_size - place) // step
-    middle = high  # it is there as a rule
-    while low < high:
-        chunk = _chunk_at(file, place + middle * step)
-        if chunk is not None and chunk[1] == b"IDAT":
-            low = middle
-        else:
-            high = middle - 1
-        middle = (low + high + 1) // 2
-    return place + low * step

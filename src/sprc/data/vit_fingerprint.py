@@ -22,7 +22,7 @@ def frozen_fingerprint(model: nn.Module) -> str:
     tensors = [*model.visual_encoder.parameters(), *model.visual_encoder.buffers()]
     known = _KNOWN.get(model)
     if known is None or not known.holds_for(tensors):
-        known = _Fingerprint(_digest(model), [_Seen.of(tensor) for tensor in tensors])
+        known = _Fingerprint(digest_of(model), [_Seen.of(tensor) for tensor in tensors])
         _KNOWN[model] = known
     return known.digest
 
@@ -58,7 +58,8 @@ class _Fingerprint:
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Fingerprint]" = weakref.WeakKeyDictionary()
 
 
-def _digest(model: nn.Module) -> str:
+def digest_of(model: nn.Module) -> str:
+    """What `frozen_fingerprint` gives, computed each time."""
     frozen = sorted((name, value) for name, value in model.state_dict().items() if name.startswith(FROZEN))
     digest = hashlib.sha256()
     for (name, value), content in zip(frozen, _contents([value for _, value in frozen]), strict=True):
