@@ -355,7 +355,7 @@ def test_auto_takes_the_last_run_with_these_settings_or_starts_anew(demo, small_
     assert find_run(replace(config, num_epochs=9, num_workers=3)).name.endswith("_new")
     assert find_run(other).name.endswith("_other")
     assert find_run(replace(config, precision="fp32")) is None
-    assert "differs in --batch-size, --seed, --precision" in capsys.readouterr().out
+    assert "differs in --precision, --batch-size, --seed" in capsys.readouterr().out
     assert capsys.readouterr().out == ""
     boxes = replace(config, use_region_loss=True, box_file=Path("boxes.json"))
     assert find_run(boxes) is None
