@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests; flags go to pytest. Makes its environment by itself where the active one lacks something.
+# Run the tests; flags go to pytest. Makes its environment by itself if the active one lacks something.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=roi_align_integration/tools/setup_env.sh

@@ -17,7 +17,7 @@ AUTO_TRAIN = TOOLS / "auto_train_with_boxes.sh"
 SCRIPTS = [*TOOLS.glob("*.sh"), ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 # All that the scripts call, but Python: a test's PATH holds nothing else.
-COMMANDS = "bash cat cksum cp date dirname flock getconf mkdir rm rmdir sleep tee"
+COMMANDS = "bash cat cp date dirname flock getconf mkdir rm rmdir sleep tee"
 
 # Stands in for every Python: notes its calls, and does what the environment variables say.
 FAKE_PYTHON = """#!/bin/bash
@@ -26,13 +26,18 @@ says() { echo "$2" >&2; exit "$1"; }
 case "$*" in
   *--torch-index*) echo "${TORCH_INDEX:-}" ;;
   *check_env.py*)
-    if [[ "$0" == *.venv* ]]; then says "${VENV_STATUS:-0}" "the venv's answer"; fi
-    says "$ACTIVE_STATUS" "the active one's answer" ;;
+    installed="$(cat "$CALLS.installed" 2>/dev/null)"
+    if [[ "$0" != *.venv* ]]; then
+      if [[ "$installed" == *"--no-deps"* ]]; then ACTIVE_STATUS="${LINKED_STATUS:-$ACTIVE_STATUS}"; fi
+      says "$ACTIVE_STATUS" "the active one's answer"
+    fi
+    if [[ "$installed" != *"-e .${3:+[dev]}"* ]]; then says 1 "the venv lacks something"; fi
+    says "${VENV_STATUS:-0}" "the venv's answer" ;;
   *"import ensurepip"*) exit "${ENSUREPIP_STATUS:-0}" ;;
   *"print("*) echo python3.11 ;;
   *version_info*) [[ "$0" == *.venv* ]] || exit "${VERSION_STATUS:-0}" ;;
   *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
-  *"-m pip install"*) eval "${PIP_DOES:-:}" ;;
+  *"-m pip install"*) eval "${PIP_DOES:-:}"; echo "$*" >>"$CALLS.installed" ;;
   *yolo_boxes.py*) says "${YOLO_STATUS:-2}" "error: no ultralytics" ;;
   *"find_spec('ultralytics')"*) exit "${ULTRALYTICS_STATUS:-1}" ;;
   *"find_spec('matplotlib')"*) exit "${MATPLOTLIB_STATUS:-0}" ;;
@@ -81,8 +86,7 @@ def project(tmp_path) -> Path:
     project = tmp_path / "a project"
     (project / "roi_align_integration").mkdir(parents=True)
     shutil.copytree(TOOLS, project / "roi_align_integration" / "tools", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        shutil.copy(ROOT / name, project)
+    shutil.copy(ROOT / "pyproject.toml", project)
     binaries = tmp_path / "bin"
     binaries.mkdir()
     for command in COMMANDS.split():
@@ -138,19 +142,37 @@ def test_an_incomplete_one_leads_to_one_venv(project):
     assert venvs_and_installs(project) == (1, 1)
 
 
-def test_changed_requirements_are_installed_into_the_same_venv(project):
-    set_up(project, 1)
-    (project / "requirements.txt").write_text("numpy>=2\n")
-    assert set_up(project, 1).returncode == 0
-    assert venvs_and_installs(project) == (1, 2)
+@pytest.mark.parametrize(("pip_does", "pips"), [(":", 1), ('[[ "$*" != *no-build-isolation* ]] || exit 1', 2)])
+def test_an_active_environment_that_lacks_the_project_alone_is_linked_to_it(project, pip_does, pips):
+    answer = set_up(project, 3, LINKED_STATUS="0", PIP_DOES=pip_does)
+    assert answer.returncode == 0, answer.stderr
+    python = project.parent / "bin" / "python3"
+    assert answer.stdout == f"set-up: the active one's answer: pip install --no-deps -e .\n{python}\n"
+    assert venvs_and_installs(project) == (0, pips)
+
+
+def test_an_active_environment_that_cannot_be_linked_leads_to_a_venv(project):
+    answer = set_up(project, 3, PIP_DOES='[[ "$*" != *no-deps* ]] || exit 1')
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == f"{project}/.venv/bin/python"
+    assert venvs_and_installs(project) == (1, 3)
+
+
+def test_a_fault_that_linking_shows_stops(project):
+    answer = set_up(project, 3, LINKED_STATUS="2")
+    assert answer.returncode == 2
+    assert answer.stderr == "error: the active one's answer\n"
+    assert not (project / ".venv").exists()
 
 
 def test_the_tests_need_more_of_the_same_venv(project):
     for flag in ("", "--dev", "", "--dev"):
         assert set_up(project, 1, flag).returncode == 0
     assert venvs_and_installs(project) == (1, 2)
-    assert calls(project, "requirements-dev.txt") == 1
-    assert calls(project, "--dev") == 4  # twice, the probe of the active one and that of the venv
+    assert calls(project, "-e .[dev]") == 1
+    assert (
+        calls(project, "check_env.py --dev") == 5
+    )  # twice that of the active one; that of the venv before and after, and again
 
 
 def test_a_fault_stops_with_what_the_probe_says(project):
@@ -193,10 +215,10 @@ def test_an_old_driver_or_gpu_gets_its_own_build_of_torch_and_the_rest_after_it(
     pip = [line for line in (project.parent / "calls").read_text().splitlines() if "-m pip install" in line]
     assert len(pip) == 3
     assert pip[0] == pip[1] and pip[1].endswith(f"torch torchvision --index-url {index}")
-    assert pip[2].endswith(f"-r {project}/requirements.txt")
+    assert pip[2].endswith(" -e .")
 
 
-def test_an_interrupted_install_starts_anew(project):
+def test_an_interrupted_install_starts_again_from_nothing(project):
     answer = set_up(project, 1, PIP_DOES="kill -9 $PPID")
     assert answer.returncode != 0
     (project / ".venv" / "half").touch()
@@ -205,7 +227,7 @@ def test_an_interrupted_install_starts_anew(project):
     assert not (project / ".venv" / "half").exists()
 
 
-def test_an_active_venv_does_not_make_itself_anew(project):
+def test_an_active_venv_does_not_make_itself_again(project):
     set_up(project, 1, PIP_DOES="kill -9 $PPID")
     inside = project / ".venv" / "bin"
     shutil.copy(inside / "python", inside / "python3.11")
@@ -447,7 +469,7 @@ def test_the_test_command_sets_up_for_tests_and_passes_flags_on(project):
     shutil.copy(ROOT / "tests" / "run.sh", project / "tests")
     answer = bash(project / "tests" / "run.sh", "-k", "two words", env=variables(project, 1), cwd="/")
     assert answer.returncode == 0, answer.stderr
-    assert calls(project, "requirements-dev.txt") == 1
+    assert calls(project, "-e .[dev]") == 1
     last = (project.parent / "calls").read_text().splitlines()[-1]
     assert last.startswith("python -m pytest -q -n ")
     assert last.endswith(" -k two words")
@@ -488,6 +510,7 @@ def test_ctrl_c_in_a_step_is_one_line(project, step, seconds):
     """
     shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__"))
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SPRC_ALLOW_CPU": "1"}
+    environ["PYTHONPATH"] = str(project / "src")  # set-up finds the project, and need not install it
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     words = ["bash", str(project / "roi_align_integration" / "tools" / AUTO_TRAIN.name), "--test"]
     with subprocess.Popen(words, process_group=0, env=environ, preexec_fn=hear_interrupts, **pipes) as process:

@@ -1,76 +1,66 @@
 """Whether set-up sees what is missing, too old, or does not fit together."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import check_env
 import pytest
+import torch
 from check_env import (
     FAULT,
     INCOMPLETE,
+    NOT_INSTALLED,
     READY,
     REPOSITORY,
     UNKNOWN_DRIVER,
-    architecture_problem,
+    ask_nvidia_smi,
     cuda_problem,
-    driver_of_nvidia_smi,
-    gpu_models,
     index_needed,
+    kernel_problem,
+    loading_problem,
     main,
     missing_packages,
     nvidia_driver,
+    project_problem,
     read_requirements,
-    torchvision_problem,
-    version_numbers,
-    wanted_driver,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
-def test_versions_are_compared_as_numbers():
-    assert version_numbers("2.11.0+cu126") == version_numbers("2.11")
-    assert version_numbers("2.9") < version_numbers("2.11") < version_numbers("2.11.1") < version_numbers("3.0.0")
+def test_the_tests_need_what_a_run_needs_and_more():
+    plain, dev = read_requirements(dev=False), read_requirements(dev=True)
+    names = {line.split(">=")[0] for line in plain}
+    assert {"torch", "torchvision", "transformers", "timm"} <= names
+    assert plain == dev[: len(plain)]
+    assert {"pytest", "matplotlib"} <= {line.split(">=")[0] for line in dev}
 
 
-@given(st.lists(st.integers(0, 99), min_size=1, max_size=4), st.lists(st.integers(0, 99), min_size=1, max_size=4))
-def test_version_order_is_that_of_zero_padded_numbers(left, right):
-    def padded(numbers):
-        return numbers + [0] * (4 - len(numbers))
-
-    def text(numbers):
-        return ".".join(map(str, numbers))
-
-    assert (version_numbers(text(left)) < version_numbers(text(right))) == (padded(left) < padded(right))
+def test_a_changed_list_is_read_again(tmp_path):
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[project]\nname = "x"\ndependencies = ["a>=2"]\noptional-dependencies = {dev = ["x[plots]", "b"],'
+                    ' plots = ["c"]}\n')  # fmt: skip
+    assert read_requirements(False, path) == ["a>=2"]
+    assert read_requirements(True, path) == ["a>=2", "c", "b"]
 
 
-def test_requirements_files_include_each_other():
-    plain = read_requirements(REPOSITORY / "requirements.txt")
-    dev = read_requirements(REPOSITORY / "requirements-dev.txt")
-    assert {"torch", "torchvision", "transformers", "timm"} <= set(plain)
-    assert plain.items() <= dev.items()
-    assert "pytest" in dev
-
-
-def test_a_requirement_may_have_a_comment_or_no_version(tmp_path):
-    path = tmp_path / "requirements.txt"
-    path.write_text("# all of it\n\nruamel.yaml  # any\ntorch>=2.11\n")
-    assert read_requirements(path) == {"ruamel.yaml": "0", "torch": "2.11"}
-
-
-@pytest.mark.parametrize("line", ["torch==2.11", "--index-url https://example.org", "torch>=2.11,<3"])
-def test_a_requirement_that_is_not_understood_is_named(tmp_path, line):
-    path = tmp_path / "requirements.txt"
-    path.write_text(line)
-    with pytest.raises(ValueError, match="cannot read the requirement") as caught:
-        read_requirements(path)
-    assert str(path) in str(caught.value)
-    assert line in str(caught.value)
-
-
-def test_every_missing_and_old_package_is_listed():
-    found = {"torch": "2.10.1", "timm": "1.0.31"}
-    missing = missing_packages({"torch": "2.11", "timm": "1.0.20", "tqdm": "4"}, found.get)
+def test_every_missing_and_old_package_is_listed(monkeypatch):
+    found = {"torch": "2.10.1", "timm": "1.0.31", "numpy": "2.0.0rc1"}
+    monkeypatch.setattr(check_env, "installed_version", found.get)
+    missing = missing_packages(["torch>=2.11", "timm>=1.0.20", "tqdm>=4", "numpy>=1.26"])
     assert missing == ["torch>=2.11 (2.10.1)", "tqdm>=4 (not installed)"]
+
+
+def test_a_python_without_packaging_is_incomplete(monkeypatch):
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    assert missing_packages(["torch>=2.11"]) == ["packaging, which comes with transformers (not installed)"]
+
+
+def test_the_project_must_be_that_of_this_checkout(tmp_path, monkeypatch):
+    assert project_problem() is None
+    monkeypatch.setattr(check_env, "REPOSITORY", tmp_path)
+    assert project_problem() == f"{sys.executable} has the project of {REPOSITORY / 'src'}, not that of {tmp_path}"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert project_problem() == f"{sys.executable} has no sprc, not that of {tmp_path}"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +83,7 @@ def fake_nvidia_smi(folder: Path, monkeypatch, script: str) -> None:
     monkeypatch.setenv("PATH", str(folder))
 
 
-def test_nvidia_smi_is_asked_where_the_kernel_is_silent(tmp_path, monkeypatch):
+def test_nvidia_smi_is_asked_if_the_kernel_is_silent(tmp_path, monkeypatch):
     fake_nvidia_smi(tmp_path, monkeypatch, "echo 570.86.10; echo 570.86.10")
     assert nvidia_driver(tmp_path / "none", tmp_path / "none") == "570.86.10"
     fake_nvidia_smi(tmp_path, monkeypatch, "echo No devices were found; exit 6")
@@ -101,32 +91,31 @@ def test_nvidia_smi_is_asked_where_the_kernel_is_silent(tmp_path, monkeypatch):
     assert nvidia_driver(tmp_path / "none", tmp_path) == UNKNOWN_DRIVER  # the device is there
 
 
-def test_no_nvidia_smi_is_no_driver(tmp_path, monkeypatch):
+def test_no_nvidia_smi_says_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert driver_of_nvidia_smi() is None
+    assert ask_nvidia_smi("driver_version") == []
 
 
 @pytest.mark.parametrize(
-    ("environ", "driver"),
+    ("variable", "value", "driver"),
     [
-        ({}, "570.1"),
-        ({"CUDA_VISIBLE_DEVICES": "0"}, "570.1"),
-        ({"SPRC_ALLOW_CPU": "0"}, "570.1"),
-        ({"SPRC_ALLOW_CPU": "1"}, None),
-        ({"CUDA_VISIBLE_DEVICES": ""}, None),
+        ("SPRC_ALLOW_CPU", "0", "570.1"),
+        ("SPRC_ALLOW_CPU", "1", None),
+        ("CUDA_VISIBLE_DEVICES", "0", "570.1"),
+        ("CUDA_VISIBLE_DEVICES", "", None),
     ],
 )
-def test_the_user_may_ask_for_the_cpu(environ, driver):
-    assert wanted_driver(environ, lambda: "570.1") == driver
-
-
-def test_no_driver_and_usable_cuda_are_no_problem():
-    assert cuda_problem(None, False, "2.14", "13.0") is None
-    assert cuda_problem("570.1", True, "2.14", "12.8") is None
+def test_the_user_may_ask_for_the_cpu(tmp_path, monkeypatch, variable, value, driver):
+    monkeypatch.delenv("SPRC_ALLOW_CPU", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "version").write_text("Kernel Module 570.1")
+    assert nvidia_driver(tmp_path / "version") == "570.1"
+    monkeypatch.setenv(variable, value)
+    assert nvidia_driver(tmp_path / "version") == driver
 
 
 @pytest.mark.parametrize(
-    ("driver", "built_for", "cure"),
+    ("driver", "built_for", "fix"),
     [
         ("535.183.01", "13.0", "whl/cu126"),
         ("525.60.13", None, "whl/cu126"),
@@ -137,13 +126,13 @@ def test_no_driver_and_usable_cuda_are_no_problem():
         ("580.65.06", "12.6", "see what nvidia-smi says"),
     ],
 )
-def test_a_driver_that_torch_cannot_use_stops_with_the_cure(monkeypatch, driver, built_for, cure):
+def test_a_driver_that_torch_cannot_use_stops_with_the_fix(monkeypatch, driver, built_for, fix):
     monkeypatch.setattr(check_env, "compute_capabilities", list)
-    problem = cuda_problem(driver, False, "2.14", built_for)
+    problem = cuda_problem(driver, "2.14", built_for)
     assert f"NVIDIA driver ({driver})" in problem
     assert (f"built for CUDA {built_for}" if built_for else "a build without CUDA") in problem
-    assert cure in problem
-    assert ("--index-url" in problem) == ("whl/" in cure)
+    assert fix in problem
+    assert ("--index-url" in problem) == ("whl/" in fix)
     assert "SPRC_ALLOW_CPU=1" in problem
 
 
@@ -167,55 +156,48 @@ def test_the_build_to_install_fits_driver_and_gpus(monkeypatch, driver, capabili
 
 
 def test_the_index_is_printed_alone(tmp_path, monkeypatch, capsys):
-    fake_nvidia_smi(tmp_path, monkeypatch, 'case "$1" in *compute_cap*) echo 7.0 ;; *) echo 580.65.06 ;; esac')
-    monkeypatch.setattr(check_env, "wanted_driver", lambda environ: driver_of_nvidia_smi())
+    fake_nvidia_smi(tmp_path, monkeypatch, 'echo "7.0"')
+    monkeypatch.setattr(check_env, "nvidia_driver", lambda: "580.65.06")
     assert main(["--torch-index"]) == READY
     assert capsys.readouterr().out == "https://download.pytorch.org/whl/cu126\n"
-    monkeypatch.setattr(check_env, "wanted_driver", lambda environ: None)
+    monkeypatch.setattr(check_env, "nvidia_driver", lambda: None)
     assert main(["--torch-index"]) == READY
     assert capsys.readouterr().out == "\n"
 
 
-CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
-
-
 @pytest.mark.parametrize(
-    ("capability", "architectures", "cure"),
+    ("capability", "error", "fix"),
     [
-        ((7, 0), CUDA_13, "whl/cu126"),
-        ((8, 9), CUDA_13, None),  # code for 8.6 runs on it
-        ((12, 1), CUDA_13, None),
-        ((13, 0), CUDA_13, None),  # compiled when first run, of compute_120
-        ((10, 3), ["sm_50", "sm_90a"], "whl/cu130"),
-        ((3, 5), CUDA_13, "use another GPU"),
-        ((7, 0), [], None),
+        ((7, 0), "CUDA error: no kernel image is available for execution on the device", "whl/cu126"),
+        ((10, 3), "CUDA error: no kernel image is available for execution on the device", "whl/cu130"),
+        ((3, 5), "CUDA error: no kernel image is available for execution on the device", "use another GPU"),
+        ((8, 0), "CUDA out of memory", None),  # another process has it: torch has code for it
     ],
 )
-def test_a_gpu_without_code_in_torch_stops_with_the_cure(capability, architectures, cure):
-    problem = architecture_problem(capability, architectures, "580.65.06", "2.15")
-    assert (problem is None) == (cure is None)
-    assert cure is None or (cure in problem and f"compute capability {capability[0]}.{capability[1]}" in problem)
+def test_a_gpu_without_code_in_torch_stops_with_the_fix(monkeypatch, capability, error, fix):
+    def no_kernel(*shape, device):
+        raise RuntimeError(error)
 
-
-def test_the_kernel_names_its_gpus(tmp_path):
-    for name, model in {"0": "Tesla V100", "1": "NVIDIA A100"}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "information").write_text(f"Model: \t {model}\nIRQ: 7\n")
-    assert gpu_models(tmp_path) == "Model: \t NVIDIA A100, Model: \t Tesla V100"
-    assert gpu_models(tmp_path / "none") == ""
+    monkeypatch.setattr(torch, "zeros", no_kernel)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    problem = kernel_problem("580.65.06")
+    assert (problem is None) == (fix is None)
+    number = f"compute capability {capability[0]}.{capability[1]} (it has sm_75, sm_90)"
+    assert fix is None or (fix in problem and number in problem)
 
 
 def test_a_torchvision_that_does_not_load_is_named(monkeypatch):
     import torchvision
 
-    assert torchvision_problem() is None
+    assert loading_problem(None) is None
 
     def broken(*arguments):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(torchvision.ops, "nms", broken)
-    assert "operator torchvision::nms does not exist" in torchvision_problem()
-    assert "install --force-reinstall torch torchvision" in torchvision_problem()
+    assert "operator torchvision::nms does not exist" in loading_problem(None)
+    assert "install --force-reinstall torch torchvision" in loading_problem(None)
 
 
 @pytest.fixture
@@ -223,25 +205,17 @@ def slow_checks(monkeypatch) -> list:
     """No machine and no torch: every package is there, the driver is 570.1; holds what the slow checks were given."""
     calls = []
     monkeypatch.setattr(check_env, "installed_version", lambda name: "99")
-    monkeypatch.setattr(check_env, "wanted_driver", lambda environ: "570.1")
+    monkeypatch.setattr(check_env, "nvidia_driver", lambda: "570.1")
     monkeypatch.setattr(check_env, "loading_problem", calls.append)  # None: no problem
     return calls
 
 
-def test_slow_checks_are_run_again_only_for_another_driver_or_gpu(tmp_path, monkeypatch, slow_checks):
-    flags = ["--passed", str(tmp_path / "passed")]
-    assert [main(flags), main(flags), slow_checks] == [READY, READY, ["570.1"]]
-    monkeypatch.setattr(check_env, "wanted_driver", lambda environ: "535.1")
-    assert [main(flags), slow_checks] == [READY, ["570.1", "535.1"]]
-    monkeypatch.setattr(check_env, "gpu_models", lambda: "Model: Tesla V100")
-    assert [main(flags), main(flags), slow_checks] == [READY, READY, ["570.1", "535.1", "535.1"]]
-
-
-def test_a_fault_is_not_remembered_as_passed(tmp_path, monkeypatch, slow_checks, capsys):
+def test_a_fault_comes_before_another_checkout(monkeypatch, slow_checks, capsys):
+    monkeypatch.setattr(check_env, "project_problem", lambda: "no sprc")
+    assert [main([]), slow_checks] == [NOT_INSTALLED, ["570.1"]]
     monkeypatch.setattr(check_env, "loading_problem", lambda driver: f"{driver} is bad")
-    assert main(["--passed", str(tmp_path / "passed")]) == FAULT
-    assert capsys.readouterr().err == "570.1 is bad\n"
-    assert not (tmp_path / "passed").exists()
+    assert main([]) == FAULT
+    assert capsys.readouterr().err == "no sprc\n570.1 is bad\n"
 
 
 def test_a_missing_package_is_said_before_anything_is_imported(monkeypatch, slow_checks, capsys):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 def find_repository() -> Path:
     """The checkout that this package runs from; for an installed package the working directory."""
-    checkout = Path(__file__).resolve().parents[3]
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    source = Path(__file__).resolve().parents[2]
+    return source.parent if source.name == "src" and (source.parent / "pyproject.toml").is_file() else Path.cwd()
 
 
 REPOSITORY = find_repository()
