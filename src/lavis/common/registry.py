@@ -1,8 +1,11 @@
 """Names to classes, as LAVIS's `registry`: how `load_model("blip2_cir_align_prompt", ...)` finds its class."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from sprc.core.errors import InputError
+
+ModelClass = TypeVar("ModelClass", bound=type)
 
 
 class Registry:
@@ -11,10 +14,10 @@ class Registry:
     def __init__(self):
         self._models: dict[str, type] = {}
 
-    def register_model(self, name: str) -> Callable[[type], type]:
+    def register_model(self, name: str) -> Callable[[ModelClass], ModelClass]:
         """Class decorator. Raises KeyError where another class already has the name."""
 
-        def register(cls: type) -> type:
+        def register(cls: ModelClass) -> ModelClass:
             if self._models.get(name, cls) is not cls:
                 raise KeyError(f"model name {name!r} is taken by {self._models[name].__name__}")
             self._models[name] = cls

@@ -85,8 +85,9 @@ def _read_region(entry, path: Path, name: str, number: int) -> Region:
     return Region(_clipped(box), None if label is None else str(label), score)
 
 
-def _clipped(box) -> tuple[float, ...]:
-    return tuple(float(min(1, max(0, value))) for value in box)
+def _clipped(box) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(min(1, max(0, value))) for value in box)
+    return left, top, right, bottom
 
 
 def _is_outside(entry) -> bool:

@@ -3,7 +3,6 @@
 import logging
 
 import torch
-from torch import nn
 
 from lavis.common.registry import registry
 from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
@@ -58,7 +57,7 @@ def load_model(
 
 def load_model_and_preprocess(
     name: str, model_type: str, is_eval: bool = False, device: str | torch.device = "cpu", **options
-) -> tuple[nn.Module, dict, dict]:
+) -> tuple[Blip2QformerCirAlignPrompt, dict, dict]:
     """`load_model`, whose options are these, with LAVIS's processors: `(model, vis_processors, txt_processors)`."""
     model = load_model(name, model_type, is_eval, device, **options)
     image, caption = BlipImageEvalProcessor(model.config.vision.image_size), BlipCaptionProcessor()

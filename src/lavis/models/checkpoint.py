@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from lavis.models.weight_formats import FORMATS, REGION_PROJ, VISION_FORMATS, St
 from lavis.models.weight_names import POSITION_IDS
 from sprc.core.errors import InputError
 from sprc.core.files import atomic_writer
+
+if TYPE_CHECKING:
+    from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
 
 WORD_EMBEDDINGS = "Qformer.bert.embeddings.word_embeddings.weight"
 # What weights are trained and kept in; any other type holds codes or counts, which a cast would not turn into weights.
@@ -44,7 +48,7 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: nn.Module, path: Path, vision_path: Path | None = None, drop_region_proj: bool = False
+    model: "Blip2QformerCirAlignPrompt", path: Path, vision_path: Path | None = None, drop_region_proj: bool = False
 ) -> LoadReport:
     """Load a weight file into `model`, in the model's own shapes, types and device.
 
@@ -64,7 +68,8 @@ def load_checkpoint(
     if weights.format in VISION_FORMATS:
         raise InputError(f"{path} holds the vision encoder alone: give the file of the Q-Former, blip2_pretrained*.pth")
     expected, titles, notes = model.state_dict(), [weights.title], weights.notes
-    state, vision_state = _used(weights, model), {}
+    state = _used(weights, model)
+    vision_state: State = {}
     if not weights.holds_vision and vision_path is not None:
         vision = read_weights(vision_path)
         vision_state, vision_notes = _vision_state(vision, model)
@@ -81,14 +86,14 @@ def load_checkpoint(
     return LoadReport(" and ".join(titles), weights.epoch, fresh, notes + casts, regions)
 
 
-def _used(weights: Weights, model: nn.Module) -> State:
+def _used(weights: Weights, model: "Blip2QformerCirAlignPrompt") -> State:
     """The tensors without those that the format's table ignores."""
     depth = model.config.vision.depth
     ignored = [pattern.format(depth=depth) for pattern in FORMATS[weights.format].ignored]
     return {name: value for name, value in weights.state.items() if not _matches(name, ignored)}
 
 
-def _vision_state(vision: Weights, model: nn.Module) -> tuple[State, list[str]]:
+def _vision_state(vision: Weights, model: "Blip2QformerCirAlignPrompt") -> tuple[State, list[str]]:
     """A ViT's own file as part of the model's state, and notes on it. Raises InputError where it does not fit."""
     prefix = "visual_encoder."
     if vision.format not in VISION_FORMATS:
@@ -253,7 +258,7 @@ def restore_buffers(model: nn.Module) -> None:
     """Give every buffer that a state dict does not hold its value: timm's key bias, which is zero by definition."""
     for module in model.modules():
         if isinstance(getattr(module, "k_bias", None), Tensor):
-            module.k_bias = torch.zeros_like(module.q_bias)
+            module.k_bias = torch.zeros_like(module.get_parameter("q_bias"))
 
 
 def save_model(model: nn.Module, epoch: int, path: Path) -> None:

@@ -1,5 +1,6 @@
 """The frozen vision encoder, built from timm: EVA-CLIP-g (https://arxiv.org/abs/2211.07636) or CLIP ViT-L."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from lavis.models.weight_names import speak_upstream_clip
 from sprc.core.errors import InputError
 
 
-def build_vision_encoder(config: VisionConfig) -> nn.Module:
+def build_vision_encoder(config: VisionConfig) -> Eva | VisionTransformer:
     """A frozen ViT in eval mode: `forward_features` maps (B, 3, S, S) to (B, 1 + (S / patch)^2, width), CLS first.
 
     There is no final norm: `ln_vision`, which is trained, takes its place. Raises InputError for an unknown encoder.
@@ -56,7 +57,10 @@ def _build_clip(config: VisionConfig) -> VisionTransformer:
     return vit
 
 
-ENCODERS = {"eva_clip_g": _build_eva, "clip_L": _build_clip}
+ENCODERS: dict[str, Callable[[VisionConfig], Eva | VisionTransformer]] = {
+    "eva_clip_g": _build_eva,
+    "clip_L": _build_clip,
+}
 
 
 def use_half_precision(vit: nn.Module) -> nn.Module:

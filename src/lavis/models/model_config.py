@@ -149,8 +149,9 @@ def _section(path: Path, name: str, entries, cls: type) -> dict:
     if unknown or missing:
         raise InputError(f"{path}: {name} has unknown entries {unknown} and lacks {missing}")
     for key, value in entries.items():
-        if known[key].type in (int, float, str, bool):
-            _check_type(path, f"{name}.{key}", value, known[key].type)
+        kind = known[key].type
+        if isinstance(kind, type) and kind in (int, float, str, bool):
+            _check_type(path, f"{name}.{key}", value, kind)
     return entries
 
 

@@ -35,7 +35,7 @@ def read_content(path: Path) -> dict:
 
 
 def _read_parts(index: Path) -> dict:
-    content = {}
+    content: dict = {}
     for part in _parts(index):
         entries = _read_file(index.parent / part)
         twice = sorted(content.keys() & entries.keys())

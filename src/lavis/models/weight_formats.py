@@ -149,7 +149,8 @@ def _tensors(entries: dict, path: Path) -> State:
 
 def _plain_names(state: State, path: Path) -> tuple[State, list[str]]:
     """The tensors under the names that the model itself has, and a note of what was taken off."""
-    plain, removed = {}, Counter()
+    plain: State = {}
+    removed: Counter[str] = Counter()
     for name, value in state.items():
         own, parts = _plain_name(name)
         if own in plain:

@@ -88,7 +88,7 @@ def _save_qformer(module: nn.Module, state_dict: dict, prefix: str, local_metada
     """Upstream's names, and the position ids that upstream stores as a buffer."""
     for key in _own_keys(state_dict, prefix):
         state_dict[prefix + to_right(key, QFORMER_NAMES)] = state_dict.pop(prefix + key)
-    positions = module.position_embeddings.weight
+    positions = module.get_parameter("position_embeddings.weight")
     state_dict[prefix + POSITION_IDS] = torch.arange(positions.shape[0], device=positions.device)[None]
 
 

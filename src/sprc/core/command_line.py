@@ -33,7 +33,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def format_help(self) -> str:
         return f"{super().format_help()}\n{DEBUG} shows the trace behind an error.\n"
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.required:
             return action.help
         return super()._get_help_string(action)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from sprc.core.errors import InputError
 from sprc.core.locks import held as held
@@ -93,6 +93,8 @@ def _remove(path: Path) -> None:
 class _Watched:
     """A file that keeps the first error of its writes: C++ code, such as torch.save's, hides it."""
 
+    error: OSError | None
+
     def __init__(self, file: BinaryIO):
         self.file, self.error, self.stat = file, None, os.fstat(file.fileno())
 
@@ -166,7 +168,7 @@ def made_and_held(folder: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> InputError:
     """The error for a file or folder that cannot be written, and the fix."""
-    fix = FIXES.get(error.errno, "make its folder writable, or give another one")
+    fix = FIXES.get(error.errno or 0, "make its folder writable, or give another one")
     return InputError(f"{path} cannot be written ({error.strerror or error}): {fix}; what was saved before is whole")
 
 

@@ -8,8 +8,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from sprc.core.errors import InputError, shown
+
+Json = TypeVar("Json", dict, list)
 
 # A character beyond the first 65,536 is written as two of these in JSON; one of them alone is none.
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -53,7 +56,7 @@ def read_bytes(path: Path, fix: str) -> bytes:
         return path.read_bytes()
 
 
-def read_json(path: Path, kind: type, fix: str, paths: bool = False) -> dict | list:
+def read_json(path: Path, kind: type[Json], fix: str, paths: bool = False) -> Json:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     With `paths` texts may hold what stands for the undecodable bytes of a file's name.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOTHING_NEW = "what was saved before stays as it is"
@@ -49,7 +50,7 @@ class StopSignals:
     def __init__(self):
         self.number: int | None = None
         self.is_at_once = False
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():

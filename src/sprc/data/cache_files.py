@@ -8,6 +8,7 @@ import shutil
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def open_arrays(folder: Path, key: dict) -> dict[str, np.ndarray]:
     return arrays
 
 
-def map_arrays(folder: Path, key: dict) -> dict[str, np.ndarray]:
+def map_arrays(folder: Path, key: dict) -> dict[str, np.memmap]:
     """As `open_arrays`, mapped for writing; rows that are done are not checked, since other ranks write theirs."""
     found = {}
     for name, (columns, dtype) in ARRAYS.items():
@@ -86,7 +87,7 @@ def features_size(key: dict) -> int:
     return int(np.prod(features_shape(key), dtype=np.int64)) * np.dtype(PRECISIONS[key["precision"]]).itemsize
 
 
-def open_features(folder: Path, key: dict, mode: str) -> np.memmap:
+def open_features(folder: Path, key: dict, mode: Literal["r", "r+"]) -> np.memmap:
     """Map the features, (N, T, D). Raises InputError if the file is missing or not of its size."""
     path, expected = folder / "features.bin", features_size(key)
     if not path.is_file() or path.stat().st_size != expected:

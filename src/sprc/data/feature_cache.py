@@ -16,6 +16,7 @@ are used until the folder is removed.
 
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class FeatureCache:
         return FrozenFeatures(self.table[images.rows.to(self.table.device, non_blocking=True)])  # pinned by the loader
 
     def _check(self, index: int, row: np.ndarray) -> None:
-        if zlib.crc32(row) != self.crc[index]:
+        if zlib.crc32(row.data) != self.crc[index]:
             raise InputError(f"the feature cache {self.folder} is damaged at image {index}: remove that folder")
 
     def _table(self, device: torch.device) -> Tensor:

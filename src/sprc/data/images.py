@@ -22,7 +22,7 @@ from sprc.data.png_chunks import has_late_metadata
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # with JPEG also MPO, which cameras store as .jpg
 # What Pillow refuses to open. From half of it on, Pillow warns; such an image is read right.
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 FIXES = {
     errno.EACCES: "make it readable",
     errno.EPERM: "make it readable",
@@ -113,7 +113,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"it has more than {MOST_PIXELS} pixels", "shrink it") from error
     except OSError as error:
-        raise ImageError(error.strerror or str(error), FIXES.get(error.errno, "copy or download it again")) from error
+        raise ImageError(
+            error.strerror or str(error), FIXES.get(error.errno or 0, "copy or download it again")
+        ) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise errors of many types
         raise ImageError(f"it is damaged, {type(error).__name__}: {first_line(error)}") from error
 

@@ -19,7 +19,7 @@ def send_queue_errors(_worker: int) -> None:
     Tensors in a list go through /dev/shm while a thread of the queue sends them. If that is full, Python prints a trace
     and drops the batch, and the parent waits for it forever. The method is Python's own hook for such an error.
     """
-    Queue._on_queue_feeder_error = _send_error
+    Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 
 def _send_error(queue: Queue, _error: Exception, item: tuple) -> None:

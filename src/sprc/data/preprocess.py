@@ -33,7 +33,8 @@ class Geometry:
     @property
     def crop_origin(self) -> tuple[int, int]:
         """(left, top) of the crop in the resized image, in pixels."""
-        return tuple(round((side - self.dim) / 2) for side in self.resized)
+        left, top = (round((side - self.dim) / 2) for side in self.resized)
+        return left, top
 
     def to_input(self, raw_boxes: np.ndarray, width: int, height: int) -> np.ndarray:
         """Boxes (n, 4), xyxy in [0, 1] of a raw image of `width` x `height` -> the input frame, not clipped."""
@@ -59,8 +60,8 @@ def input_geometry(width: int, height: int, target_ratio: float, dim: int) -> Ge
         horizontal, vertical = (int(max(scaled - side, 0) / 2) for side in (width, height))
     padded = width + 2 * horizontal, height + 2 * vertical
     short = min(padded)
-    resized = tuple(dim if side == short else int(dim * side / short) for side in padded)
-    return Geometry((horizontal, vertical), resized, dim)
+    new_width, new_height = (dim if side == short else int(dim * side / short) for side in padded)
+    return Geometry((horizontal, vertical), (new_width, new_height), dim)
 
 
 @dataclass(frozen=True)

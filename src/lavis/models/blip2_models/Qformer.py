@@ -48,7 +48,8 @@ class Qformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Passes 2 and 4, which see no image and are of one length, as one batch -> (B, Q + L, H) each."""
         embeds = torch.cat([self._composed(fused_queries, input_ids), self._prompted(prompts, input_ids)])
-        return self._run(embeds, text_mask.repeat(2, 1)).chunk(2)  # (2B, Q + L, H)
+        composed, prompted = self._run(embeds, text_mask.repeat(2, 1)).chunk(2)  # (2B, Q + L, H)
+        return composed, prompted
 
     def _composed(self, fused_queries: Tensor, input_ids: Tensor) -> Tensor:
         return torch.cat([fused_queries, self._embed_text(input_ids)], dim=1)
@@ -83,7 +84,7 @@ def attention_mask(text_mask: Tensor, length: int) -> Tensor:
 
 
 def _transformers_config(config: QformerConfig, vision_width: int) -> Blip2QFormerConfig:
-    return Blip2QFormerConfig(
+    return Blip2QFormerConfig(  # type: ignore[call-arg]  # attn_implementation is of every configuration
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,

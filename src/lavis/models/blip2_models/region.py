@@ -46,7 +46,7 @@ def flatten_boxes(boxes: Sequence | None, batch: int, device: torch.device) -> t
     parts = [_box_array(part, image) for image, part in enumerate(boxes)]
     flat, owners = np.concatenate(parts), np.repeat(np.arange(batch), list(map(len, parts)))
     _require_inside(flat, owners)
-    return tuple(moved(torch.from_numpy(part), device) for part in (flat, owners))
+    return moved(torch.from_numpy(flat), device), moved(torch.from_numpy(owners), device)
 
 
 def _box_array(boxes, image: int) -> np.ndarray:
@@ -178,8 +178,9 @@ def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple
         chosen = linear_sum_assignment(values[mine][:, theirs].numpy(), maximize=True)
         rows.append(mine[chosen[0]])
         columns.append(theirs[chosen[1]])
-    numbers = (torch.cat(part) if part else torch.zeros(0, dtype=torch.long) for part in (rows, columns))
-    return tuple(part.to(cosines.device) for part in numbers)
+    matched = (torch.cat(part) if part else torch.zeros(0, dtype=torch.long) for part in (rows, columns))
+    row_numbers, column_numbers = (part.to(cosines.device) for part in matched)
+    return row_numbers, column_numbers
 
 
 def _contrast(logits: Tensor, labels: Tensor, no_negative: Tensor, reduction: str = "mean") -> Tensor:
