@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from paths import REPOSITORY, SHARED
 
 from sprc.core.logs import show_logs
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared"
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network, or find one
 torch.set_num_threads(1)  # the suite runs in several processes

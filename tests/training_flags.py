@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[1] / "src" / "blip_fine_tune_2.py"
+from paths import SOURCE
+
+SCRIPT = SOURCE / "blip_fine_tune_2.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_flags import ENVIRONMENT, SCRIPT, command, training_flags
+from paths import TOOLS
+from training_flags import ENVIRONMENT, command, training_flags
 
 from sprc.core.command_line import as_flags, run_main
 from sprc.core.errors import InputError
@@ -115,7 +116,7 @@ def test_a_training_in_a_folder_that_the_terminal_cannot_print(odd_folder, demo,
 
 @pytest.mark.integration
 def test_the_check_of_roialign_prints_any_name(odd_folder):
-    script = SCRIPT.parents[1] / "roi_align_integration" / "tests" / "test_roi_align.py"
+    script = TOOLS.parent / "tests" / "test_roi_align.py"
     answer = run(script, "--backbone", odd_folder / "none.yaml")
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: unknown backbone") and answer.stderr.count("\n") == 1

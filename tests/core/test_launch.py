@@ -172,8 +172,8 @@ def test_two_processes_that_a_user_starts_are_one_training(demo, small_yaml, tmp
 def test_a_group_that_does_not_meet(monkeypatch, caplog):
     for name, value in (ISSUE | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": free_port()}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=2))
-    monkeypatch.setattr(distributed, "SECONDS_OF_PATIENCE", 0.5)
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "SECONDS_OF_PATIENCE", 0.2)
     with pytest.raises(InputError, match=r"all 2 processes at 127\.0\.0\.1:\d+ \(this one is rank 0\) should have met"):
         distributed.join_world(torch.device("cpu"))
     assert "waiting for all 2 processes at 127.0.0.1" in caplog.text

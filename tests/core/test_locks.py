@@ -5,21 +5,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
-from training_flags import SCRIPT
+from paths import SOURCE
 
 from sprc.core import locks
 from sprc.core.errors import InputError
 from sprc.core.locks import held, held_file
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE)}
 
 
 def python(code: str, *arguments) -> subprocess.Popen:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 HOLD_AND_FORK = """
@@ -139,19 +139,27 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, small_disk):
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from sprc.core.locks import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(1.5)
+    sys.stdin.read()
 """
 
 
 def test_a_second_process_waits(tmp_path):
     other = python(HOLD, tmp_path)
     assert other.stdout.readline() == "held\n"
-    start = time.monotonic()
-    with held(tmp_path, wait=True):
-        assert time.monotonic() - start > 0.5
-    other.communicate()
+    taken = threading.Event()
+
+    def take() -> None:
+        with held(tmp_path, wait=True):
+            taken.set()
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    assert not taken.wait(0.3)
+    other.communicate()  # closes its input, for which it holds the lock
+    waiting.join(60)
+    assert taken.is_set()

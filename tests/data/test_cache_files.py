@@ -175,9 +175,9 @@ def test_a_byte_changed_anywhere_is_refused_or_harmless(demo, model, built, tmp_
 
 def test_checks_of_many_rows_take_no_time():
     sizes, crc = np.ones((20_000, 2)), np.arange(20_000)
-    start = time.perf_counter()
+    start = time.process_time()
     checks = row_checks(KEY, crc, sizes, crc)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     print(f"{1000 * seconds:.1f} ms")
     assert seconds < 0.2  # 10 ms, on a machine with nothing else to do
     assert len(set(checks.tolist())) > 19_990

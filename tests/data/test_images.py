@@ -15,6 +15,7 @@ import torch
 from bad_inputs import sixteen_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import SOURCE
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
@@ -26,8 +27,6 @@ from sprc.data import png_chunks
 from sprc.data.image_check import check_images
 from sprc.data.images import MOST_PIXELS, is_tagged, naming_image, open_rgb, orientation, orientations, stored_size
 from sprc.data.preprocess import targetpad_transform
-
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def tag(value: int) -> Image.Exif:

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from paths import REPOSITORY as ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
     path
     for path in ROOT.rglob("*.md")

@@ -13,6 +13,7 @@ import torch
 from bad_inputs import BOXES, CASES, Case, pickle_with_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import REPOSITORY
 from training_flags import training_flags
 
 import blip_fine_tune_2
@@ -23,7 +24,7 @@ from sprc.core.command_line import run_main
 from sprc.core.errors import InputError
 from sprc.data.preprocess import targetpad_transform
 
-TABLE = Path(__file__).resolve().parents[1] / "bad_inputs.md"
+TABLE = REPOSITORY / "tests" / "bad_inputs.md"
 HEADER = """# Bad input, and what is said
 
 Made by `tests/scripts/test_bad_inputs.py`, which tries every line with `src/blip_fine_tune_2.py`: the status is 2, and

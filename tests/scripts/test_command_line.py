@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from make_demo_dataset import DemoSettings, make_demo_dataset
+from paths import SOURCE
 
 import blip_fine_tune_2
 import blip_validate
@@ -17,7 +18,6 @@ from sprc.benchmarks.submission import read_submission
 from sprc.core.errors import InputError
 from sprc.retrieval.evaluation import evaluation_config
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 UPSTREAM_FLAGS = (
     "--dataset --data-path --num-workers --num-epochs --blip-model-name --backbone --learning-rate --batch-size"
     " --loss-align --loss-rtc --loss-itm --validation-frequency --target-ratio --transform --save-training --save-best"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import AVIF
+from paths import TOOLS
 from PIL import Image, ImageOps
 from saliency_boxes import saliency_boxes
 from test_box_tools import iou, run
@@ -23,8 +24,6 @@ from yolo_boxes import Detector
 from data_utils import CIRRDataset
 from sprc.core.errors import InputError
 from sprc.data.preprocess import targetpad_transform
-
-TOOLS = str(Path(__file__).resolve().parents[2] / "roi_align_integration" / "tools")
 
 
 class FakeYolo:
@@ -199,7 +198,7 @@ def test_permission_denied_is_one_line(mode, of_parent, says):
         ):
             path.chmod(bits)
         command = [sys.executable, "-c", AS_NOBODY, str(folder), str(Path(place) / "out" / "b.json")]
-        answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": TOOLS}, capture_output=True, text=True)
+        answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(TOOLS)}, capture_output=True, text=True)
         folder.parent.chmod(0o755)
     assert "Traceback" not in answer.stderr
     assert says in answer.stdout + answer.stderr
