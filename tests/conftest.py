@@ -82,7 +82,7 @@ def small_yaml(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """A demo dataset of 24 training, 18 validation and 60 test images. Read only."""
-    from make_demo_dataset import DemoSettings, make_demo_dataset
+    from sprc.demo.dataset import DemoSettings, make_demo_dataset
 
     folder = tmp_path_factory.mktemp("demo")
     settings = DemoSettings(24, 40, val_images=18, val_triplets=30, test_images=60, test_triplets=20, seed=3)

@@ -8,24 +8,18 @@ import argparse
 import sys
 import time
 import traceback
-from dataclasses import replace
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from sprc.core import interrupts  # noqa: E402
+from sprc.core import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # while the packages below load
 
-import torch  # noqa: E402
+import torch
 
-from lavis.models import Blip2QformerCirAlignPrompt  # noqa: E402
-from lavis.models.blip2_models.region import OBJECTIVES  # noqa: E402
-from lavis.models.model_config import load_config  # noqa: E402
-from lavis.models.tokenizer import build_tokenizer  # noqa: E402
-from sprc.core.command_line import run_main  # noqa: E402
+from lavis.models import Blip2QformerCirAlignPrompt
+from lavis.models.blip2_models.region import OBJECTIVES
+from sprc.core.command_line import run_main
+from sprc.demo.model import random_model_on
 
 BATCH = 3
 CAPTIONS = ["make the red circle blue", "remove the square", "add a large green triangle at the top"]
@@ -35,13 +29,7 @@ LOSSES = {"loss_itc", "loss_rtc", "loss_align"}
 def build_model(backbone: str = "tiny", device: str | None = None) -> Blip2QformerCirAlignPrompt:
     """A model with random weights and the small vocabulary of this repository: nothing has to be downloaded."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    config = replace(load_config(backbone), tokenizer="tiny_vocab.txt")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(config.tokenizer, config.qformer.vocab_size)
-    model = Blip2QformerCirAlignPrompt(config, tokenizer)
-    if device.startswith("cuda"):
-        model.use_half_precision_vit()
-    return model.to(device).eval()
+    return random_model_on(device, backbone).eval()
 
 
 def make_samples(model, ref_boxes=None, tgt_boxes=None) -> dict:

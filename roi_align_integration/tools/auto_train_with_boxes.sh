@@ -20,15 +20,15 @@ usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | sal
   --test     a short run. With a GPU, CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100
              triplets, 2 epochs. Without one of them: a generated demo dataset and the model `tiny`.
   --full     the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights
-             that are not on this machine are downloaded. Goes on where it was interrupted.
+             that are not on this machine are downloaded. After an interruption run it again: it continues.
   --compare  with --full: instead of one training, several without regions, with them, and with boxes that belong to
-             other images, over three seeds; and a table of what the regions gain. Goes on where it was interrupted.
-             The frozen features are kept in roi_align_integration/data/compare_cirr (14 GB).
+             other images, over three seeds; and a table of what the regions gain. After an interruption run
+             it again: it continues. The frozen features are kept in roi_align_integration/data/compare_cirr (14 GB).
   --method   what makes the boxes. yolo: objects, by ultralytics, which is installed into .venv for it; saliency: what
-             stands out, without any weights; hybrid: saliency where YOLO finds nothing. Without this flag: hybrid
-             where ultralytics and models/yolo/yolov8n.pt are there, else saliency.
-  -- FLAGS   flags of src/blip_fine_tune_2.py, or with --compare of tools/benchmark_regions.py, that win over the
-             script's own: `--full -- --micro-batch 32` fits a smaller GPU.
+             stands out, without any weights; hybrid: saliency if YOLO finds nothing. Without this flag: hybrid
+             if ultralytics and models/yolo/yolov8n.pt are there, else saliency.
+  -- FLAGS   flags of src/blip_fine_tune_2.py, or with --compare of tools/benchmarks/benchmark_regions.py, that
+             win over the script's own: `--full -- --micro-batch 32` fits a smaller GPU.
   --help     this page.
 
 The first run makes .venv, unless the active environment has what is needed. What an earlier run has made is used again.
@@ -65,7 +65,7 @@ check_data() {
     MISSING="CIRR: $CIRR/cirr/captions/cap.rc2.train.json is not there (see cirr_dataset/README.md)"
     return
   fi
-  answer="$(sprc_python "$HERE/get_weights.py" --no-download 2>&1)" || status=$?
+  answer="$(sprc_python "$HERE/weights/get_weights.py" --no-download 2>&1)" || status=$?
   case $status in
     0) echo "$answer" ;;
     2) MISSING="weights: ${answer#error: }" ;;
@@ -73,12 +73,12 @@ check_data() {
   esac
 }
 
-# Sets METHOD, where no flag has, to the best that can be had; installs ultralytics where a flag asks for it.
+# Sets METHOD to the best that this machine can do, unless a flag has set it; installs ultralytics if a flag asks for it.
 choose_method() {
   local answer
   if [[ -z "$METHOD" ]]; then
     METHOD=saliency
-    if answer="$(sprc_python "$HERE/yolo_boxes.py" 2>&1)"; then METHOD=hybrid; fi
+    if answer="$(sprc_python "$HERE/boxes/check_yolo.py" 2>&1)"; then METHOD=hybrid; fi
     echo "boxes by $METHOD"
     [[ "$METHOD" == hybrid ]] || echo "(a detector's boxes hold objects more often, but ${answer#error: })"
   elif [[ "$METHOD" != saliency ]]; then
@@ -115,7 +115,7 @@ train() {
 }
 
 has_gpu() {
-  PYTHONPATH="$ROOT/src" "$PYTHON" -c "from sprc.core import interrupts; interrupts.end_at_once()
+  "$PYTHON" -c "from sprc.core import interrupts; interrupts.end_at_once()
 import torch; exit(not torch.cuda.is_available())"
 }
 
@@ -141,13 +141,13 @@ run_full() {
   [[ "$MISSING" != CIRR* ]] || fail $'--full needs what is not here:\n  '"$MISSING"
   if [[ -n "$MISSING" ]]; then
     step "download weights"
-    sprc_python "$HERE/get_weights.py"
+    sprc_python "$HERE/weights/get_weights.py"
   fi
   [[ -z "$COMPARE" ]] || need_package matplotlib --compare
   make_boxes "$CIRR" "$DATA/cirr_boxes_train"
   if [[ -n "$COMPARE" ]]; then
     step "train without and with regions on CIRR"
-    sprc_python "$HERE/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
+    sprc_python "$HERE/benchmarks/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
       --arms none compose permuted --seeds 0 1 2 "${PASSED_ON[@]}"
     return
   fi

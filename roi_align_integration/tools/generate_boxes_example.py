@@ -2,15 +2,13 @@
 
 import argparse
 import random
-import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from lavis.datasets.region_boxes import Region, load_boxes, save_boxes  # noqa: E402
-from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_path  # noqa: E402
-from sprc.core.errors import InputError  # noqa: E402
+from lavis.datasets.region_boxes import Region, load_boxes, save_boxes
+from sprc.boxes.examples import grid_boxes, random_boxes
+from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_path
+from sprc.core.errors import InputError
+from sprc.core.places import REPOSITORY
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 SPLITS = ("train", "val", "test1")
@@ -32,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Write the file; returns its path. Raises InputError where the dataset, or its exact boxes, are missing."""
+    """Write the file; returns its path. Raises InputError if the dataset, or its exact boxes, are missing."""
     args = build_parser().parse_args(argv)
     from data_utils import read_image_split  # heavy: torch
 
@@ -47,22 +45,6 @@ def main(argv: list[str] | None = None) -> Path:
     save_boxes(output, boxes)
     print(f"{sum(map(len, boxes.values()))} boxes of {len(boxes)} images: {output}")
     return output
-
-
-def random_boxes(count: int, rng: random.Random) -> list[Region]:
-    """Boxes of a tenth to a half of the image's sides, largest first."""
-    regions = []
-    for _ in range(count):
-        width, height = rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5)
-        left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-        regions.append(Region((left, top, min(1.0, left + width), min(1.0, top + height))))
-    return sorted(regions, key=lambda r: -(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]))
-
-
-def grid_boxes(side: int) -> list[Region]:
-    """`side` x `side` boxes that cover the image."""
-    places = [(column / side, row / side) for row in range(side) for column in range(side)]
-    return [Region((x, y, min(1.0, x + 1 / side), min(1.0, y + 1 / side))) for x, y in places]
 
 
 def exact_boxes(root: Path, split: str) -> dict[str, list[Region]]:

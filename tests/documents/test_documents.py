@@ -30,6 +30,7 @@ LONG = ("auto_train_with_boxes.sh", "train_with_roi_align.sh", "blip_fine_tune_2
         "cirr_test_submission.py", "get_weights.py", "convert_weights.py", "compare_with_lavis.py",
         "make_demo_dataset.py", "benchmark_metrics.py", "benchmark_region_cost.py", "benchmark_speed.py",
         "benchmark_regions.py")  # fmt: skip
+TOOL_FOLDERS = ("benchmarks", "boxes", "weights")
 SECTIONS = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
 
 
@@ -132,14 +133,16 @@ def test_the_benchmark_tables_are_those_of_their_rows():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The repository, linked, with a small demo dataset where the documents have theirs."""
+    """A copy of the repository, with a small demo dataset where the documents have theirs."""
     from generate_cirr_boxes import main as generate_boxes
-    from make_demo_dataset import DemoSettings, make_demo_dataset
+
+    from sprc.demo.dataset import DemoSettings, make_demo_dataset
 
     copy = tmp_path_factory.mktemp("documents") / "project"
     data = copy / "roi_align_integration" / "data"
     data.mkdir(parents=True)
-    for name in ("src", "tests", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("tests", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
         (copy / name).symlink_to(ROOT / name)
     for name in ("tools", "tests"):
         shutil.copytree(ROOT / "roi_align_integration" / name, data.parent / name)
@@ -148,6 +151,12 @@ def checkout(tmp_path_factory) -> Path:
     shutil.copytree(data / "demo_dataset", copy / "cirr_dataset")
     generate_boxes(["--cirr-root", str(copy / "cirr_dataset"), "--output", str(data / "cirr_boxes_train.json")])
     return copy
+
+
+def run_in(checkout: Path, line: list[str]) -> subprocess.CompletedProcess:
+    """Run a command in a copy of the repository, with the packages of the copy."""
+    environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.integration
@@ -165,17 +174,15 @@ def test_commands_run(command, checkout):
     if script.endswith(LONG):
         assert help_text(script) or not rest
         return
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     line = [sys.executable if runner == "python" else runner, script, *rest]
-    answer = subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True)
+    answer = run_in(checkout, line)
     assert answer.returncode == 0, answer.stderr
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0][:40])
 def test_code_runs(code, checkout):
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run([sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True)
+    answer = run_in(checkout, [sys.executable, "-c", code])
     assert answer.returncode == 0, answer.stderr
 
 

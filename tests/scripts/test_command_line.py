@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_demo_dataset import DemoSettings, make_demo_dataset
 from paths import SOURCE
+
 
 import blip_fine_tune_2
 import blip_validate
 import cirr_test_submission
 from sprc.benchmarks.submission import read_submission
 from sprc.core.errors import InputError
+from sprc.demo.dataset import DemoSettings, make_demo_dataset
 from sprc.retrieval.evaluation import evaluation_config
 
 UPSTREAM_FLAGS = (

@@ -39,7 +39,7 @@ case "$*" in
   *version_info*) [[ "$0" == *.venv* ]] || exit "${VERSION_STATUS:-0}" ;;
   *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
   *"-m pip install"*) eval "${PIP_DOES:-:}"; echo "$*" >>"$CALLS.installed" ;;
-  *yolo_boxes.py*) says "${YOLO_STATUS:-2}" "error: no ultralytics" ;;
+  *check_yolo.py*) says "${YOLO_STATUS:-2}" "error: no ultralytics" ;;
   *"find_spec('ultralytics')"*) exit "${ULTRALYTICS_STATUS:-1}" ;;
   *"find_spec('matplotlib')"*) exit "${MATPLOTLIB_STATUS:-0}" ;;
   *cuda.is_available*) exit "${GPU_STATUS:-0}" ;;
@@ -484,7 +484,7 @@ def test_help_is_instant():
 
 @pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0, 0.5, 1.5])
-@pytest.mark.parametrize("script", ["tests/test_roi_align.py", "tools/benchmark_regions.py --table"])
+@pytest.mark.parametrize("script", ["tests/test_roi_align.py", "tools/benchmarks/benchmark_regions.py --table"])
 def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
     """As a terminal sends it: to every process of the group, so long after numpy is there. A shell's status is 130."""
     name, *flags = script.split()

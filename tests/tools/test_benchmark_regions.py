@@ -11,11 +11,16 @@ from functools import partial
 import benchmark_regions
 import pytest
 import region_arms
+import region_datasets
+import region_runs
 import torch
-from benchmark_regions import EPOCHS, Demo, build_parser, chosen_setting, complete, plan, trials, validated_every
+from benchmark_regions import EPOCHS, build_parser, complete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from region_arms import ARMS, WINNER, BoxSource, Weight
+from region_datasets import Demo
+from region_plan import chosen_setting, plan, trials
+from region_runs import validated_every
 from region_table import (
     Row,
     against,
@@ -124,9 +129,9 @@ def test_the_changed_region_is_the_one_that_no_reference_region_is_like():
     reference = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     target = torch.tensor([[5.0, 0.0, 0.1], [0.3, 0.0, 1.0], [0.0, 1.0, 0.5]])
     boxes = [[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5]]
-    assert region_arms._least_like(reference, target, boxes) == boxes[1:2]
-    assert region_arms._least_like(reference[:0], target, boxes) is boxes
-    assert region_arms._least_like(reference, target[:0], []) == []
+    assert region_arms.least_like(reference, target, boxes) == boxes[1:2]
+    assert region_arms.least_like(reference[:0], target, boxes) is boxes
+    assert region_arms.least_like(reference, target[:0], []) == []
 
 
 def test_the_arm_of_changed_regions_reads_only_their_boxes(small_yaml):
@@ -321,7 +326,7 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
 @pytest.mark.integration
 def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20}
-    monkeypatch.setattr(benchmark_regions, "DEMO", sizes)
+    monkeypatch.setattr(region_datasets, "DEMO", sizes)
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--csv", str(tmp_path / "rows.csv"), "--num-epochs", "1"]
     flags += ["--arms", "none", "permuted", "--seeds", "3"]
     benchmark_regions.main(flags)
@@ -332,7 +337,7 @@ def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     }
     assert "- `permuted`: `compose`, boxes permuted" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "rows.png").stat().st_size > 1000
-    monkeypatch.setattr(benchmark_regions, "run_job", None)  # nothing is left to run
+    monkeypatch.setattr(region_runs, "run_job", None)  # nothing is left to run
     monkeypatch.setattr(benchmark_regions, "find_spec", lambda name: None)
     benchmark_regions.main(flags)
     said = capsys.readouterr().out
@@ -342,10 +347,10 @@ def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
 
 def test_the_folder_of_other_settings_is_left_alone(tmp_path):
     path = tmp_path / "settings.json"
-    benchmark_regions.write_settings(path, {"seed": 1})
-    benchmark_regions.write_settings(path, {"seed": 1})
+    region_runs.write_settings(path, {"seed": 1})
+    region_runs.write_settings(path, {"seed": 1})
     with pytest.raises(InputError, match="run with other settings"):
-        benchmark_regions.write_settings(path, {"seed": 2})
+        region_runs.write_settings(path, {"seed": 2})
 
 
 @pytest.mark.integration

@@ -15,13 +15,13 @@ import torch
 from bad_inputs import AVIF
 from paths import TOOLS
 from PIL import Image, ImageOps
-from saliency_boxes import saliency_boxes
 from test_box_tools import iou, run
-from visualize_boxes import HEIGHT, MARGIN, TITLE
 from visualize_boxes import main as visualize
-from yolo_boxes import Detector
 
 from data_utils import CIRRDataset
+from sprc.boxes.drawing import HEIGHT, MARGIN, TITLE
+from sprc.boxes.saliency import saliency_boxes
+from sprc.boxes.yolo import Detector
 from sprc.core.errors import InputError
 from sprc.data.preprocess import targetpad_transform
 
@@ -116,7 +116,7 @@ def test_sixteen_bit_grey_is_grey_for_saliency_and_yolo(tmp_path, fake_yolo, mon
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
     monkeypatch.setattr(FakeYolo, "result", lambda self, pixels: Namespace(boxes=None, names={}))
-    monkeypatch.setattr("yolo_boxes._regions", lambda *arguments: [])
+    monkeypatch.setattr("sprc.boxes.yolo.regions_of", lambda *arguments: [])
     flags = ["--images", str(tmp_path / "images"), "--yolo-weights", str(tmp_path / "y.pt"), "--method", "hybrid"]
     assert iou(run(tmp_path, *flags)["a"][0].box, (0.2, 0.3, 0.7, 0.6)) > 0.9
     assert (fake_yolo.given[0][:, :, 0] == pixels >> 8).all()
@@ -165,7 +165,7 @@ def test_a_file_name_that_is_no_text_is_answered(tmp_path):
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-import visualize_boxes
+import visualize_boxes  # loaded while its files can be read
 from generate_cirr_boxes import main
 from sprc.core.errors import InputError
 os.setuid(65534)
@@ -198,7 +198,9 @@ def test_permission_denied_is_one_line(mode, of_parent, says):
         ):
             path.chmod(bits)
         command = [sys.executable, "-c", AS_NOBODY, str(folder), str(Path(place) / "out" / "b.json")]
-        answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(TOOLS)}, capture_output=True, text=True)
+        answer = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True
+        )
         folder.parent.chmod(0o755)
     assert "Traceback" not in answer.stderr
     assert says in answer.stdout + answer.stderr

@@ -10,17 +10,19 @@ from argparse import Namespace
 import generate_cirr_boxes
 import numpy as np
 import pytest
-from demo_scenes import COLOURS
 from generate_boxes_example import main as make_example
 from generate_cirr_boxes import main as generate
-from generate_cirr_boxes import read_progress
-from make_demo_dataset import DemoSettings, make_demo_dataset
 from PIL import Image
-from saliency_boxes import otsu_threshold, saliency_boxes, spectral_residual
 from training_flags import at_once
 
 from lavis.datasets.region_boxes import load_boxes
+from sprc.boxes import detection
+from sprc.boxes.box_files import read_progress
+from sprc.boxes.saliency import otsu_threshold, saliency_boxes, spectral_residual
+from sprc.boxes.yolo import import_ultralytics
 from sprc.core.errors import InputError
+from sprc.demo.dataset import DemoSettings, make_demo_dataset
+from sprc.demo.scenes import COLOURS
 
 
 def iou(a, b) -> float:
@@ -162,9 +164,7 @@ def test_a_broken_image_is_reported_and_the_run_goes_on(demo_copy, tmp_path, cap
 
 
 def test_an_interrupted_run_goes_on(demo, tmp_path, monkeypatch, capsys):
-    import generate_cirr_boxes
-
-    original, seen = generate_cirr_boxes.boxes_of_file, []
+    original, seen = detection.boxes_of_file, []
 
     def interrupted(path, **limits):
         seen.append(path)
@@ -172,7 +172,7 @@ def test_an_interrupted_run_goes_on(demo, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(path, **limits)
 
-    monkeypatch.setattr(generate_cirr_boxes, "boxes_of_file", interrupted)
+    monkeypatch.setattr(detection, "boxes_of_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "--cirr-root", str(demo))
     progress = tmp_path / "boxes.json.progress"
@@ -290,24 +290,10 @@ def test_only_rows_from_the_cache_take_its_place(tmp_path):
         assert row.config.cache_device == place
 
 
-def test_upstreams_way_has_the_same_numbers(small_yaml):
-    from training_step import assert_same_step, gradients_of, make_model, make_samples, weights_of
-    from upstream_way import go_upstreams_way
-
-    from sprc.training.gradients import Gradients
-
-    ours, theirs = make_model(small_yaml), make_model(small_yaml)
-    go_upstreams_way(theirs)
-    results = [(Gradients(m)(make_samples(), weights_of(None)), gradients_of(m)) for m in (ours, theirs)]
-    assert_same_step(*results)
-
-
 # --- YOLO -------------------------------------------------------------------------------------------------------------
 
 
 def test_an_ultralytics_that_does_not_load_is_not_to_be_installed_again(tmp_path, monkeypatch):
-    from yolo_boxes import import_ultralytics
-
     (tmp_path / "ultralytics.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "ultralytics", raising=False)
@@ -325,8 +311,6 @@ def test_yolo_without_ultralytics_says_how_to_get_it(demo, monkeypatch, tmp_path
 def yolo_weights(tmp_path):
     """A YOLO of random weights, saved as ultralytics saves; skips where it is not installed."""
     pytest.importorskip("ultralytics", reason="ultralytics is not installed: pip install ultralytics")
-    from yolo_boxes import import_ultralytics
-
     ultralytics = import_ultralytics()
     model = ultralytics.YOLO("yolov8n.yaml")
     model.save(str(tmp_path / "random.pt"))

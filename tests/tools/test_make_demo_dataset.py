@@ -3,17 +3,18 @@
 import json
 import random
 
-import demo_scenes
 import make_demo_dataset as make_demo_dataset_script
 import numpy as np
 import pytest
-from demo_scenes import COLOURS, DIFFICULTIES, WORDINGS
-from make_demo_dataset import DemoSettings, main, make_demo_dataset
+from make_demo_dataset import main
 from PIL import Image
 from training_flags import at_once
 
 from lavis.models.tokenizer import build_tokenizer
 from sprc.core.errors import InputError
+from sprc.demo import painting, scenes
+from sprc.demo.dataset import DemoSettings, make_demo_dataset
+from sprc.demo.scenes import COLOURS, DIFFICULTIES, WORDINGS
 
 TINY = DemoSettings(12, 20, val_images=6, val_triplets=5, test_images=6, test_triplets=4)
 
@@ -23,7 +24,7 @@ def read(folder, name):
 
 
 def groups_of(difficulty: str, count: int, seed: int = 0) -> list:
-    groups = demo_scenes.distinct_groups(random.Random(seed), DIFFICULTIES[difficulty])
+    groups = scenes.distinct_groups(random.Random(seed), DIFFICULTIES[difficulty])
     return [next(groups) for _ in range(count)]
 
 
@@ -119,7 +120,7 @@ def test_a_pair_may_have_several_captions_all_different(tmp_path):
 def painted_box(pixels: np.ndarray, item) -> list[float]:
     """The box of an object's colour within its cell, searched pixel by pixel, normalised."""
     height, width, _ = pixels.shape
-    row, column = divmod(demo_scenes.PLACES.index(item.place), 3)
+    row, column = divmod(scenes.PLACES.index(item.place), 3)
     top, left = row * height // 3, column * width // 3
     cell = pixels[top : -(-(row + 1) * height // 3), left : -(-(column + 1) * width // 3)]
     rows, columns = np.nonzero((cell == COLOURS[item.colour]).all(axis=2))
@@ -131,7 +132,7 @@ def painted_box(pixels: np.ndarray, item) -> list[float]:
 def test_boxes_are_exact(difficulty):
     for number, group in enumerate(groups_of(difficulty, 10)):
         scene = group.scene(number % 6)
-        image, boxes = demo_scenes.render(scene, random.Random(number), DIFFICULTIES[difficulty])
+        image, boxes = painting.render(scene, random.Random(number), DIFFICULTIES[difficulty])
         found = [painted_box(np.asarray(image), item) for item in scene]
         assert len(boxes) == len(scene)
         one_pixel = 1.01 / min(image.size)
@@ -141,10 +142,10 @@ def test_boxes_are_exact(difficulty):
 
 
 def test_clutter_is_pale_and_another_in_every_image():
-    images = [demo_scenes.render((), random.Random(seed), DIFFICULTIES["cluttered"])[0] for seed in range(8)]
+    images = [painting.render((), random.Random(seed), DIFFICULTIES["cluttered"])[0] for seed in range(8)]
     colours = [{colour for _, colour in image.getcolors()} for image in images]
     assert all(len(found) > 3 for found in colours)
-    assert min(min(colour) for found in colours for colour in found) >= demo_scenes.PALE[0]
+    assert min(min(colour) for found in colours for colour in found) >= painting.PALE[0]
     assert not set(COLOURS.values()) & set().union(*colours)
     assert all(len(found & others) <= 1 for i, found in enumerate(colours) for others in colours[:i])
 
@@ -152,8 +153,8 @@ def test_clutter_is_pale_and_another_in_every_image():
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_members_differ_by_one_object_and_scenes_are_distinct(difficulty):
     groups = groups_of(difficulty, 40)
-    scenes = [frozenset(group.scene(member)) for group in groups for member in range(6)]
-    assert len(set(scenes)) == len(scenes)
+    seen = [frozenset(group.scene(member)) for group in groups for member in range(6)]
+    assert len(set(seen)) == len(seen)
     for group in groups:
         for a in range(6):
             for b in range(a):
@@ -166,17 +167,17 @@ def test_members_differ_by_one_object_and_scenes_are_distinct(difficulty):
 def test_a_caption_determines_its_target_in_the_group():
     rng = random.Random(0)
     for group in groups_of("normal", 40):
-        for reference, target in demo_scenes.group_triplets(group):
+        for reference, target in scenes.group_triplets(group):
             old, new = group.variants[reference], group.variants[target]
-            caption = demo_scenes.caption_of(old, new, rng)
+            caption = scenes.caption_of(old, new, rng)
             said = (new.colour, new.shape, new.size, new.place) if new else ()
-            kind = demo_scenes.change_between(old, new)
+            kind = scenes.change_between(old, new)
             if kind == "add":
                 assert all(word in caption for word in said)
             elif kind != "remove":
                 changed = {"recolour": new.colour, "reshape": new.shape, "move": new.place}.get(kind, "er ")
                 assert changed in caption + " "
-            same = [v for v in group.variants if v != old and demo_scenes.change_between(old, v) == kind and v == new]
+            same = [v for v in group.variants if v != old and scenes.change_between(old, v) == kind and v == new]
             assert len(same) == 1
 
 
@@ -190,8 +191,8 @@ def test_the_vocabulary_covers_every_caption():
     tokenizer, rng = build_tokenizer("tiny_vocab.txt", 1024), random.Random(0)
     for difficulty in DIFFICULTIES:
         for group in groups_of(difficulty, 60):
-            for reference, target in demo_scenes.group_triplets(group):
-                caption = demo_scenes.caption_of(group.variants[reference], group.variants[target], rng)
+            for reference, target in scenes.group_triplets(group):
+                caption = scenes.caption_of(group.variants[reference], group.variants[target], rng)
                 tokens = tokenizer.tokenize(caption)
                 assert "[UNK]" not in tokens
                 assert not [token for token in tokens if token.startswith("##")], caption

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
-from visualize_boxes import COLOURS, HEIGHT, MARGIN, MOST_WIDTH, TITLE, contact_sheet, main
+from visualize_boxes import main
 
+from sprc.boxes import drawing
+from sprc.boxes.drawing import COLOURS, HEIGHT, MARGIN, MOST_WIDTH, TITLE, contact_sheet
 from sprc.core.errors import InputError
 
 
@@ -79,8 +81,6 @@ def test_a_sheet_larger_than_an_image_may_be_is_refused():
 
 
 def test_panels_are_not_drawn_beyond_what_a_sheet_may_have(folder, monkeypatch):
-    import visualize_boxes
-
     drawn = []
     names = [str(number) for number in range(50)]
     (folder / "boxes.json").write_text(json.dumps({name: [[0, 0, 1, 1]] for name in names}))
@@ -91,8 +91,8 @@ def test_panels_are_not_drawn_beyond_what_a_sheet_may_have(folder, monkeypatch):
         drawn.append(name)
         return Image.new("RGB", (100, 100))
 
-    monkeypatch.setattr(visualize_boxes, "draw_panel", draw_panel)
-    monkeypatch.setattr(visualize_boxes, "MOST_PIXELS", 95_000)
+    monkeypatch.setattr(drawing, "draw_panel", draw_panel)
+    monkeypatch.setattr(drawing, "MOST_PIXELS", 95_000)
     with pytest.raises(InputError, match="more than 9 of these images are too many for a sheet: lower --max-images"):
         draw(folder, "--max-images", "50")
     assert len(drawn) == 10

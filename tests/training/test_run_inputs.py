@@ -63,7 +63,7 @@ def test_other_data_does_not_go_on(demo_copy, small_yaml, tmp_path, capsys, chan
 
 
 def test_another_dataset_does_not_go_on_and_a_moved_one_does(demo_copy, small_yaml, tmp_path):
-    from make_demo_dataset import DemoSettings, make_demo_dataset
+    from sprc.demo.dataset import DemoSettings, make_demo_dataset
 
     _, folder = trained(demo_copy, small_yaml, tmp_path / "runs")
     resume = ["--dataset", "CIRR", "--resume", str(folder), "--num-epochs", "2", "--data-path"]

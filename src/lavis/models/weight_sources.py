@@ -131,7 +131,7 @@ def how_to_get(config: ModelConfig) -> str:
             f"  - have https://huggingface.co/{config.hub_weights} (about 4.7 GB) in the hub's cache {HF_HUB_CACHE},"
         ]
         lines += [f"    or its files in a folder of {weight_folders()[0]}; HF_ENDPOINT names a mirror of the hub"]
-    lines += ["  - on a machine with a network: python roi_align_integration/tools/get_weights.py"]
+    lines += ["  - on a machine with a network: python roi_align_integration/tools/weights/get_weights.py"]
     lines += ["  - `weights` random starts from nothing, for a trial of speed or memory"]
     return "\n".join(lines)
 

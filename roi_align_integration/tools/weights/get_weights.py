@@ -1,13 +1,8 @@
 """Find the weights and the vocabulary of a backbone, download what is missing, and say where they are."""
 
 import argparse
-import sys
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from sprc.core.command_line import HelpFormatter, run_main  # noqa: E402
+from sprc.core.command_line import HelpFormatter, run_main
 
 
 def build_parser() -> argparse.ArgumentParser:

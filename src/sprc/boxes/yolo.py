@@ -1,18 +1,15 @@
-"""Boxes of objects by YOLO through ultralytics, which is optional. As a script: whether YOLO can be had here."""
+"""Boxes of objects by YOLO, through the optional package ultralytics."""
 
 import os
-import sys
 import zipfile
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
+from PIL import Image
 
-from PIL import Image  # noqa: E402
-
-from lavis.datasets.region_boxes import Region  # noqa: E402
-from sprc.core.command_line import run_main  # noqa: E402
-from sprc.core.errors import InputError  # noqa: E402
+from lavis.datasets.region_boxes import Region
+from sprc.boxes.sizes import box_area, largest_first
+from sprc.core.errors import InputError
+from sprc.core.places import REPOSITORY
 
 DEFAULT_WEIGHTS = REPOSITORY / "models" / "yolo" / "yolov8n.pt"
 INSTALL = "pip install ultralytics (its licence is AGPL-3.0), or use --method saliency"
@@ -23,15 +20,15 @@ REPAIR = (
 
 
 def import_ultralytics():
-    """The package, told to load no pickled code and to install nothing. Raises InputError where it is not there."""
+    """The package, told to load no pickled code and to install nothing. Raises InputError if it is not there."""
     os.environ["ULTRALYTICS_SAFE_LOAD"], os.environ["YOLO_AUTOINSTALL"] = "true", "false"
     os.environ.setdefault("YOLO_VERBOSE", "false")
     try:
         import ultralytics
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "ultralytics"
-        cure = INSTALL if absent else REPAIR
-        raise InputError(f"--method yolo and hybrid need ultralytics ({error}): {cure}") from error
+        fix = INSTALL if absent else REPAIR
+        raise InputError(f"--method yolo and hybrid need ultralytics ({error}): {fix}") from error
     if not getattr(ultralytics.utils, "SAFE_LOAD", False):
         raise InputError(
             f"ultralytics {ultralytics.__version__} runs the code that a weight file holds: pip install -U ultralytics"
@@ -40,7 +37,7 @@ def import_ultralytics():
 
 
 class Detector:
-    """A YOLO model. Raises InputError where ultralytics or the weight file is missing or refused."""
+    """A YOLO model. Raises InputError if ultralytics or the weight file is missing or refused."""
 
     def __init__(self, weights: Path, device: str):
         ultralytics = import_ultralytics()
@@ -64,27 +61,16 @@ class Detector:
     ) -> list[list[Region]]:
         """The objects of every image, largest first, with label and score; boxes in [0, 1] of the raw image."""
         results = self.model.predict(images, conf=confidence, device=self.device, batch=len(images), verbose=False)
-        return [_regions(result, min_area, max_boxes) for result in results]
+        return [regions_of(result, min_area, max_boxes) for result in results]
 
 
-def _regions(result, min_area: float, max_boxes: int) -> list[Region]:
+def regions_of(result, min_area: float, max_boxes: int) -> list[Region]:
+    """One image's result of ultralytics -> its regions, xyxy in [0, 1] of the image, largest first."""
     found = result.boxes.cpu()
     boxes, labels = found.xyxyn.clamp(0, 1).tolist(), [result.names[int(number)] for number in found.cls]
     regions = [
         Region(tuple(box), label, round(float(score), 4))
         for box, label, score in zip(boxes, labels, found.conf, strict=True)
-        if (box[2] - box[0]) * (box[3] - box[1]) >= max(min_area, 1e-9)
+        if box_area(box) >= max(min_area, 1e-9)
     ]
-    return sorted(regions, key=lambda r: -(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]))[:max_boxes]
-
-
-def main() -> None:
-    """Say that ultralytics and its weights are here. Raises InputError where they are not; downloads nothing."""
-    ultralytics = import_ultralytics()
-    if not DEFAULT_WEIGHTS.is_file():
-        raise InputError(f"no YOLO weights at {DEFAULT_WEIGHTS}")
-    print(f"ultralytics {ultralytics.__version__}, {DEFAULT_WEIGHTS}")
-
-
-if __name__ == "__main__":
-    run_main(main)
+    return largest_first(regions)[:max_boxes]

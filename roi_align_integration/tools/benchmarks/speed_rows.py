@@ -6,28 +6,26 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from machine import wait_for
-from make_demo_dataset import DemoSettings, make_demo_dataset
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from upstream_way import go_upstreams_way
 
 from data_utils import ImageDataset, TrainingTriplets
-from lavis.models import Blip2QformerCirAlignPrompt
 from lavis.models.checkpoint import load_checkpoint, save_model
-from lavis.models.model_config import load_config
-from lavis.models.tokenizer import build_tokenizer
 from lavis.processors import BlipCaptionProcessor
 from sprc.benchmarks.dataset_catalog import make_validation, open_galleries, open_triplets
 from sprc.core.process_group import ALONE
 from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.preprocess import build_preprocess
+from sprc.demo.dataset import DemoSettings, make_demo_dataset
+from sprc.demo.model import random_model
 from sprc.training import engine
 from sprc.training.config import TrainConfig
 from sprc.training.gradients import Gradients
@@ -205,14 +203,6 @@ class Training:
             wait_for(self.device)
         key = f"self_{self.device.type}_time_total"
         return profiler.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60)
-
-
-def random_model(backbone: str, on: str = "cpu") -> Blip2QformerCirAlignPrompt:
-    """The model with the small vocabulary, so that nothing has to be downloaded."""
-    config = replace(load_config(backbone), tokenizer="tiny_vocab.txt")
-    torch.manual_seed(0)
-    with torch.device(on):
-        return Blip2QformerCirAlignPrompt(config, build_tokenizer(config.tokenizer, config.qformer.vocab_size))
 
 
 def matrix_throughput(runtime: Runtime) -> float:

@@ -2,14 +2,9 @@
 
 import argparse
 import re
-import sys
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from lavis.datasets.region_boxes import load_boxes  # noqa: E402
-from sprc.core.command_line import HelpFormatter, run_main, user_path  # noqa: E402
+from lavis.datasets.region_boxes import load_boxes
+from sprc.core.command_line import HelpFormatter, run_main, user_path
 
 SIZES = ("500x500", "500x375", "375x500", "640x360", "360x640", "1000x400")
 

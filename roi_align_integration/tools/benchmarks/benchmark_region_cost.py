@@ -2,19 +2,14 @@
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from make_demo_dataset import DemoSettings, make_demo_dataset  # noqa: E402
-
-from sprc.core.command_line import HelpFormatter, positive_int, run_main  # noqa: E402
-from sprc.training.config import REGION_WEIGHTS, TrainConfig  # noqa: E402
+from sprc.core.command_line import HelpFormatter, positive_int, run_main
+from sprc.demo.dataset import DemoSettings, make_demo_dataset
+from sprc.training.config import REGION_WEIGHTS, TrainConfig
 
 DEFAULT = TrainConfig(dataset="CIRR").region_objective
 
@@ -58,10 +53,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def build_model(backbone: str, objective: str, device):
     """A model with random weights and the small vocabulary."""
-    sys.path.insert(0, str(REPOSITORY / "roi_align_integration" / "tests"))
-    from test_roi_align import build_model as build
+    from sprc.demo.model import random_model_on  # heavy: torch
 
-    model = build(backbone, str(device)).train()
+    model = random_model_on(device, backbone).train()
     model.region_objective = objective
     return model
 

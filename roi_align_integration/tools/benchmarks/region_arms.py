@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from saliency_boxes import boxes_of_file
 
 from data_utils import read_image_split
 from lavis.common.registry import registry
 from lavis.datasets.region_boxes import Region, read_box_file, save_boxes
 from lavis.models import Blip2QformerCirAlignPrompt
+from sprc.boxes.examples import grid_boxes
+from sprc.boxes.saliency import boxes_of_file
 from sprc.core.errors import InputError
 
 Boxes = dict[str, list[Region]]
@@ -44,11 +45,11 @@ class ChangedRegion(Blip2QformerCirAlignPrompt):
         with torch.no_grad():
             of_reference = self.extract_region_features(reference, ref_boxes, side)
             of_target = self.extract_region_features(target, tgt_boxes, side)
-        kept = [_least_like(*of_pair) for of_pair in zip(of_reference, of_target, tgt_boxes, strict=True)]
+        kept = [least_like(*of_pair) for of_pair in zip(of_reference, of_target, tgt_boxes, strict=True)]
         return super().region_features(reference, target, ref_boxes, kept, fused)
 
 
-def _least_like(reference: torch.Tensor, target: torch.Tensor, boxes):
+def least_like(reference: torch.Tensor, target: torch.Tensor, boxes):
     """The box of the target feature whose greatest cosine is the least, as a list; all boxes without any to compare."""
     if len(reference) == 0 or len(target) == 0:
         return boxes
@@ -108,8 +109,7 @@ def whole_image(boxes: Boxes, source: BoxSource) -> Boxes:
 
 def fixed_grid(boxes: Boxes, source: BoxSource) -> Boxes:
     """Nine boxes, the same 3 x 3 raster on every image."""
-    raster = [Region((x / 3, y / 3, (x + 1) / 3, (y + 1) / 3)) for y in range(3) for x in range(3)]
-    return dict.fromkeys(boxes, raster)
+    return dict.fromkeys(boxes, grid_boxes(3))
 
 
 def detector_like(

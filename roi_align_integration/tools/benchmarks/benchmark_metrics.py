@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from sprc.core.command_line import user_path  # noqa: E402
-from sprc.core.errors import InputError  # noqa: E402
-from sprc.core.files import read_json  # noqa: E402
-from sprc.core.interrupts import leave_interrupts_to_parent  # noqa: E402
+from sprc.core.command_line import user_path
+from sprc.core.errors import InputError
+from sprc.core.files import read_json
+from sprc.core.interrupts import leave_interrupts_to_parent
+from sprc.core.places import REPOSITORY
 
 ANNOTATION_FILES = ("captions/cap.rc2.val.json", "image_splits/split.rc2.val.json")
 

@@ -3,14 +3,11 @@
 import argparse
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from sprc.core.command_line import HelpFormatter, run_main, user_path  # noqa: E402
-from sprc.core.errors import InputError  # noqa: E402
+from sprc.core.command_line import HelpFormatter, run_main, user_path
+from sprc.core.errors import InputError
+from sprc.core.places import REPOSITORY
 
 DATA = REPOSITORY / "roi_align_integration" / "data"
 WITNESS = Path(__file__).with_name("lavis_witness.py")

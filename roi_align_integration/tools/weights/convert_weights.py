@@ -2,16 +2,12 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from sprc.core.command_line import HelpFormatter, run_main, user_path  # noqa: E402
-from sprc.core.errors import InputError  # noqa: E402
+from sprc.core.command_line import HelpFormatter, run_main, user_path
+from sprc.core.errors import InputError
 
 
 def build_parser() -> argparse.ArgumentParser:

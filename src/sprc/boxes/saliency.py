@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from lavis.datasets.region_boxes import Region
 from lavis.processors.rgb import as_rgb
+from sprc.boxes.sizes import box_area, largest_first
 from sprc.core.errors import ImageError
 from sprc.data.images import open_rgb
 
@@ -40,9 +41,9 @@ def saliency_boxes(image: Image.Image, min_area: float = 0.005, max_boxes: int =
     regions = []
     for (rows, columns), peak in zip(ndimage.find_objects(labels), peaks, strict=True):
         box = _box(rows, columns, pixels.shape)
-        if peak >= TIMES_MEAN * saliency.mean() and _area(box) >= min_area:
+        if peak >= TIMES_MEAN * saliency.mean() and box_area(box) >= min_area:
             regions.append(Region(box, score=round(float(peak / saliency.max()), 4)))
-    return sorted(regions, key=lambda region: -_area(region.box))[:max_boxes]
+    return largest_first(regions)[:max_boxes]
 
 
 def saliency_map(pixels: np.ndarray) -> np.ndarray:
@@ -92,10 +93,6 @@ def otsu_threshold(values: np.ndarray, bins: int = 64) -> float:
 def _box(rows: slice, columns: slice, shape: tuple[int, ...]) -> tuple[float, float, float, float]:
     height, width = shape[:2]
     return columns.start / width, rows.start / height, columns.stop / width, rows.stop / height
-
-
-def _area(box: tuple[float, float, float, float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def boxes_of_file(path: Path, min_area: float, max_boxes: int) -> list[Region] | str:

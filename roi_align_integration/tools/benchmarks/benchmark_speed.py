@@ -13,11 +13,9 @@ import sys
 from datetime import date
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "src"))
-
-from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path  # noqa: E402
-from sprc.core.files import held_file, read_bytes, write_atomically  # noqa: E402
+from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path
+from sprc.core.files import held_file, read_bytes, write_atomically
+from sprc.core.places import REPOSITORY
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_speed"
 STEPS = ("upstream", "plain", "plain+regions", "cached", "cached+regions")

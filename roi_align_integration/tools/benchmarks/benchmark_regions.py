@@ -1,0 +1,136 @@
+"""Do regions raise recall? Trains with each region objective, its controls and baselines, over paired seeds.
+
+Without --data-path it trains a small model on generated scenes: objects before a cluttered background, as in
+photographs, a frozen ViT, cached features; data and weights vary together with the seed. With --data-path it trains on
+CIRR. Every finished run is appended to a CSV file, and no run of that file is run again: the table can be made over
+several sittings. A run that was interrupted continues from where it stopped.
+"""
+
+import argparse
+import os
+from importlib.util import find_spec
+
+from sprc.core import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # while the packages below load
+
+from region_arms import ARMS, WINNER
+from region_datasets import SCENES, Cirr, Demo
+from region_plan import plan
+from region_runs import run_all, train_job
+from region_table import against, legend, longer_table, markdown, plot, read_rows, trials_table
+
+from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path
+from sprc.core.errors import InputError
+from sprc.core.files import write_atomically
+from sprc.core.places import REPOSITORY
+from sprc.training.config import TrainConfig
+
+DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
+CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
+# Tuned on seeds that no reported run has.
+REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
+EPOCHS = {"tune": 85, "report": 85, "longer": 127, "quick": 61}
+# Objective -> what it is set against in a table of its own.
+CONTROLS = {
+    WINNER: ["none", "both", "permuted", "whole", "grid"],
+    "both": ["none", "both-permuted", "both-whole", "both-grid"],
+}
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """The tables and the plot of one stage's rows, on the screen and in files; of --tune and --longer tables alone."""
+    everything = read_rows(args.csv)
+    rows = [row for row in everything if row.stage == args.stage]
+    if args.stage == "longer":
+        return print(f"{longer_table(everything)}\n\n{markdown(rows)}\n\nrows {args.csv}")
+    if args.stage == "tune":
+        return print(f"{trials_table(rows)}\n\n{legend(rows)}\nrows {args.csv}")
+    tables = [markdown(rows), *(against(rows, arm, controls) for arm, controls in CONTROLS.items()), legend(rows)]
+    text = "\n\n".join(table for table in tables if table) + "\n"
+    table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
+    write_atomically(table, text)
+    drawn = find_spec("matplotlib") is not None
+    if drawn:
+        plot(rows, picture)
+    plotted = f"plot {picture}" if drawn else "no plot without matplotlib: pip install matplotlib"
+    return print(f"{text}\nrows {args.csv}\ntable {table}\n{plotted}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), help="rows of the table (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="paired seeds (default: 0 to 7; to tune 100)")
+    stage = parser.add_mutually_exclusive_group()
+    stage.add_argument("--tune", dest="stage", action="store_const", const="tune", help="try the settings of every arm")
+    stage.add_argument("--longer", dest="stage", action="store_const", const="longer", help="half as many steps more")
+    stage.add_argument(
+        "--quick", dest="stage", action="store_const", const="quick", help="three arms, three seeds: 15 minutes"
+    )
+    parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
+    where = f"{CSV.relative_to(REPOSITORY)}; of --quick, other scenes and CIRR in --folder"
+    parser.add_argument("--csv", type=user_path, help=f"rows of finished runs (default: {where})")
+    parser.add_argument("--difficulty", choices=SCENES, default=SCENES[0], help="scenes with or without clutter")
+    parser.add_argument(
+        "--folder", type=user_path, help="data, features and runs; kept (default: below roi_align_integration/data)"
+    )
+    parser.add_argument("--workers", type=positive_int, help="runs at a time (default: CPU cores, or 1 with CUDA)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_cirr_flags(parser.add_argument_group("on CIRR"))
+    parser.add_argument("--train-job", type=user_path, help=argparse.SUPPRESS)  # in a process of its own
+    return parser
+
+
+def add_cirr_flags(real) -> None:
+    """The flags of a comparison on CIRR itself."""
+    cirr = TrainConfig("CIRR")
+    real.add_argument("--data-path", type=user_path, help="folder of CIRR; without it the scenes are generated")
+    real.add_argument("--box-file", type=user_path, help="boxes of its training images")
+    real.add_argument("--backbone", default="pretrain", help="as in blip_fine_tune_2.py")
+    real.add_argument("--weights", help="as in blip_fine_tune_2.py")
+    real.add_argument("--num-epochs", type=positive_int, help="epochs of every run")
+    real.add_argument("--batch-size", type=positive_int, default=cirr.batch_size, help="triplets in a step")
+    real.add_argument("--micro-batch", type=positive_int, help="triplets of a step in memory at a time")
+    real.add_argument(
+        "--num-workers", type=non_negative_int, default=cirr.num_workers, help="processes that load images"
+    )
+    real.add_argument("--learning-rate", type=float, default=cirr.learning_rate, help="peak of the schedule")
+
+
+def complete(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what depends on other flags. Raises InputError for flags that do not go together."""
+    import torch
+
+    args.stage = args.stage or "report"
+    cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
+    args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
+    if (args.data_path is None) != (args.box_file is None):
+        raise InputError("give --data-path and --box-file together, or neither for generated scenes")
+    quick = args.stage == "quick"
+    few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(ARMS)
+    args.arms = args.arms or few
+    args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
+    epochs = EPOCHS[args.stage] if args.data_path is None else TrainConfig("CIRR").num_epochs
+    args.num_epochs = args.num_epochs or epochs
+    scenes = args.difficulty if args.data_path is None else "cirr"
+    args.folder = args.folder or DATA / scenes
+    committed = scenes == SCENES[0] and not quick
+    args.csv = args.csv or (CSV if committed else args.folder / "rows.csv")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is missing, and report. Raises InputError for wrong flags, a wrong CSV file, or a run that fails."""
+    args = build_parser().parse_args(argv)
+    if args.train_job:
+        return train_job(args.train_job)
+    args = complete(args)
+    source = Demo(args) if args.data_path is None else Cirr(args)
+    if not args.table:
+        run_all(plan(args, read_rows(args.csv)), source, args)
+    return write_report(args)
+
+
+if __name__ == "__main__":
+    run_main(main)

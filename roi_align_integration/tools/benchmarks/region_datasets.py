@@ -1,0 +1,106 @@
+"""What a comparison of region losses trains on: generated scenes, another set for every seed, or CIRR itself."""
+
+import argparse
+from pathlib import Path
+
+from sprc.demo.dataset import DemoSettings, make_demo_dataset
+from sprc.training.config import TrainConfig
+
+MODEL = Path(__file__).with_name("benchmark_model.yaml")
+# SPRC knows so few triplets by heart before the end: more steps bring nothing.
+DEMO = {
+    "images": 4000, "triplets": 3000, "val_images": 240, "val_triplets": 4000, "test_images": 6, "test_triplets": 2,
+}  # fmt: skip
+SCENES = ("cluttered", "plain")  # difficulties; the first is that of the committed rows
+WARMUP = 0.1
+
+
+class Demo:
+    """Generated scenes: a dataset, its boxes and its feature cache for every seed."""
+
+    most_between = 6  # epochs between validations, at most
+
+    def __init__(self, args: argparse.Namespace):
+        self.folder, self.device, self.difficulty = args.folder / "demo", args.device, args.difficulty
+
+    def prepare(self, seed: int) -> None:
+        """Make the dataset and the feature cache of a seed if they are not there."""
+        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, seed=seed, difficulty=self.difficulty))
+        fill_cache(TrainConfig(**self.settings(seed)))
+
+    def schedule(self, epochs: int) -> dict:
+        """A schedule that ends with the run."""
+        return {"schedule_epochs": epochs, "warmup": WARMUP}
+
+    def root(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}"
+
+    def true_boxes(self, seed: int) -> Path:
+        return self.root(seed) / "boxes" / "cirr_boxes_train.json"
+
+    def settings(self, seed: int) -> dict:
+        return {
+            "dataset": "CIRR",
+            "data_path": self.root(seed),
+            "backbone": str(MODEL),
+            "weights": "random",
+            "batch_size": 64,
+            "num_workers": 0,
+            "feature_cache": str(self.folder / "features"),
+            "device": self.device,
+        }
+
+
+class Cirr:
+    """CIRR itself, or another dataset in its layout: one for all seeds, with upstream's settings."""
+
+    most_between = 7
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+
+    def prepare(self, seed: int) -> None:
+        fill_cache(TrainConfig(**self.settings(seed)))
+
+    def schedule(self, epochs: int) -> dict:
+        """Upstream's schedule, which is the default."""
+        return {}
+
+    def root(self, seed: int) -> Path:
+        return self.args.data_path
+
+    def true_boxes(self, seed: int) -> Path:
+        return self.args.box_file
+
+    def settings(self, seed: int) -> dict:
+        return {
+            "dataset": "CIRR",
+            "data_path": self.args.data_path,
+            "backbone": self.args.backbone,
+            "weights": self.args.weights,
+            "feature_cache": str(self.args.folder / "features"),
+            "device": self.args.device,
+            "batch_size": self.args.batch_size,
+            "micro_batch": self.args.micro_batch,
+            "num_workers": self.args.num_workers,
+        }
+
+
+def fill_cache(config: TrainConfig) -> None:
+    """Build the feature cache before runs that read it at the same time."""
+    import torch
+
+    from lavis.models import load_model
+    from sprc.benchmarks.dataset_catalog import open_galleries, open_triplets
+    from sprc.core.runtime import choose_runtime
+    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.image_check import check_images
+    from sprc.data.preprocess import build_preprocess
+
+    torch.manual_seed(0)
+    device = choose_runtime(config.device).device
+    model = load_model(config.blip_model_name, config.backbone, is_eval=True, device=device, weights=config.weights)
+    preprocess = build_preprocess(config.transform, config.target_ratio, model.config.vision.image_size)
+    datasets = open_triplets(config, preprocess), *open_galleries(config, preprocess).values()
+    check_images(*datasets)
+    use_feature_cache(config, model, device, *datasets)

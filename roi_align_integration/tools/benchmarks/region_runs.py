@@ -1,0 +1,136 @@
+"""The runs of a comparison of region losses: each trains in a process of its own, and its rows go to the CSV file."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from threading import Lock
+
+from machine import machine_name
+from region_arms import ARMS, BoxSource, box_file_of, image_paths
+from region_datasets import Cirr, Demo
+from region_plan import Job
+from region_table import METRICS, Row, append_rows, read_rows
+
+from sprc.core.errors import InputError
+from sprc.core.files import made_and_held, read_bytes, read_json, write_atomically
+from sprc.core.launch import alone_environment
+from sprc.core.reading import read_csv
+from sprc.training.config import TrainConfig
+from sprc.training.run_inputs import file_fingerprint
+
+SCRIPT = Path(__file__).with_name("benchmark_regions.py")  # it takes --train-job
+
+
+def validated_every(epochs: int, most: int) -> int:
+    """The epochs between validations, up to `most`, with which both epoch 0 and the last one end in a validation."""
+    return max(n for n in range(1, most + 1) if (epochs - 1) % n == 0)
+
+
+def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
+    """The settings of a run, as keywords of `TrainConfig`."""
+    arm, root = ARMS[job.arm], source.root(job.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    boxes = BoxSource(job.seed, image_paths(root))
+    box_file = box_file_of(job.arm, source.true_boxes(job.seed), boxes, folder)
+    settings = source.settings(job.seed) | {
+        "validation_frequency": validated_every(job.epochs, source.most_between),
+        "seed": job.seed,
+        "num_epochs": job.epochs,
+        "learning_rate": job.learning_rate,
+        "blip_model_name": arm.model,
+        "output_folder": folder,
+    }
+    settings |= source.schedule(job.epochs)
+    if box_file is not None:
+        settings |= {"use_region_loss": True, "region_objective": arm.objective, "max_regions": arm.max_regions,
+                     "box_file": box_file, "loss_region": job.weight.start,
+                     "loss_region_until": job.weight.until}  # fmt: skip
+    return settings
+
+
+def train_job(folder: Path) -> None:
+    """In a process of its own: train as `settings.json` in the folder says, or continue."""
+    from sprc.training.resuming import find_run
+    from sprc.training.run import run_training
+
+    settings = read_json(folder / "settings.json", dict, "remove the folder", paths=True)["config"]
+    paths = ("data_path", "output_folder", "box_file")
+    config = TrainConfig(**settings | {name: Path(settings[name]) for name in paths if settings.get(name)})
+    run_training(config, find_run(config))
+
+
+def run_job(job: Job, source: Demo | Cirr, args: argparse.Namespace) -> list[Row]:
+    """Train in a process of its own -> its rows. Raises InputError that names the log if it fails."""
+    folder, start = args.folder / "runs" / job.name, time.perf_counter()
+    settings = job_settings(job, source, folder)
+    boxes = None if ARMS[job.arm].objective is None else file_fingerprint(source.true_boxes(job.seed))
+    write_settings(folder / "settings.json", {"config": settings, "boxes": boxes})
+    environment = alone_environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
+    with (folder / "log.txt").open("ab") as log:
+        command = [sys.executable, str(SCRIPT), "--train-job", str(folder)]
+        status = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+    if status:
+        raise InputError(f"{job.name} failed, status {status}: see {folder / 'log.txt'}")
+    return job_rows(job, settings, folder, time.perf_counter() - start)
+
+
+def write_settings(path: Path, settings: dict) -> None:
+    """Raises InputError if the folder is that of a run with other settings."""
+    text = json.dumps(settings, default=str)
+    if path.is_file() and read_bytes(path, "remove its folder") != text.encode():
+        raise InputError(f"{path.parent} is of a run with other settings: remove it, or give another --folder")
+    write_atomically(path, text)
+
+
+def job_rows(job: Job, settings: dict, folder: Path, seconds: float) -> list[Row]:
+    """A row for every validation of a finished run."""
+    (run_folder,) = {path.parent for path in folder.glob("*/training_state.pt")}
+    steps = steps_of_an_epoch(settings)
+    validations = [row for _, row in read_csv(run_folder / "validation_metrics.csv", f"remove {folder}")]
+    shared = {"stage": job.stage, "arm": job.arm, "seed": job.seed, "learning_rate": job.learning_rate}
+    shared |= {"loss_region": str(job.weight or ""), "steps": job.epochs * steps, "seconds": round(seconds)}
+    shared |= {"machine": machine_name(settings["device"]), "date": date.today().isoformat()}
+    return [
+        Row(**shared, step=(int(v["epoch"]) + 1) * steps, **{metric: round(float(v[metric]), 3) for metric in METRICS})
+        for v in validations
+    ]
+
+
+def steps_of_an_epoch(settings: dict) -> int:
+    captions = Path(settings["data_path"]) / "cirr" / "captions" / "cap.rc2.train.json"
+    return len(read_json(captions, list, "download it again")) // TrainConfig(**settings).batch_size
+
+
+def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> None:
+    """Run the jobs, `--workers` at a time, and append the rows of each as it ends."""
+    lock, done = Lock(), []
+
+    def run_one(job: Job) -> None:
+        with made_and_held(args.folder / "runs" / job.name):
+            rows = [row for row in read_rows(args.csv) if row.key == job.key]
+            if not any(row.step == row.steps for row in rows):  # nor has another process since this one began
+                rows = run_job(job, source, args)
+                append_rows(args.csv, rows)
+        with lock:
+            done.append(job)
+            last = rows[-1]
+            print(f"{len(done)}/{len(jobs)} {job.name}: R@1 {last.recall_at1:.2f}, R@5 {last.recall_at5:.2f},"
+                  f" Rsubset@1 {last.group_recall_at1:.2f}, {last.seconds:.0f} s", flush=True)  # fmt: skip
+
+    for seed in dict.fromkeys(job.seed for job in jobs):
+        source.prepare(seed)
+    with ThreadPoolExecutor(args.workers) as pool:
+        futures = [pool.submit(run_one, job) for job in jobs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException as error:
+            print(f"{str(error) or 'interrupted'}; waiting for the runs under way", file=sys.stderr)
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

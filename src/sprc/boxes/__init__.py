@@ -1,0 +1,1 @@
+"""Region boxes of images: made by saliency or YOLO, written to box files, and drawn."""
