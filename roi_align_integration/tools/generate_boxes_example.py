@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> Path:
     """Write the file; returns its path. Raises InputError if the dataset, or its exact boxes, are missing."""
     args = build_parser().parse_args(argv)
-    from data_utils import read_image_split  # heavy: torch
+    from sprc.benchmarks.cirr import read_image_split  # heavy: torch
 
     names = list(read_image_split(args.cirr_root, args.split))
     if args.kind == "ground-truth":

@@ -103,7 +103,8 @@ def sources(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Path], Pa
 
 def split_images(root: Path, split: str, max_triplets: int | None) -> dict[str, Path]:
     """Name -> file of the images of a split, or only of those of its first triplets."""
-    from data_utils import CIRRDataset, read_image_split  # heavy: torch
+    from data_utils import CIRRDataset
+    from sprc.benchmarks.cirr import read_image_split  # heavy: torch
 
     places = read_image_split(root, split)
     if max_triplets is not None:

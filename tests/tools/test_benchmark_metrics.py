@@ -11,7 +11,7 @@ from benchmark_metrics import (
     recipe_scores,
 )
 
-from sprc.benchmarks.ranking import cirr_metrics
+from sprc.benchmarks.cirr import cirr_metrics
 from sprc.core.errors import InputError
 
 

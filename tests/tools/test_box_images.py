@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import AVIF
-from paths import TOOLS
 from PIL import Image, ImageOps
 from test_box_tools import iou, run
 from visualize_boxes import main as visualize

@@ -120,7 +120,7 @@ def measure(folder: Path, naive: bool, runs: int, threads: int) -> dict:
     import numpy as np
     import torch
 
-    from sprc.benchmarks.ranking import cirr_metrics
+    from sprc.benchmarks.cirr import cirr_metrics
 
     torch.set_num_threads(threads)
     metric = naive_cirr_metrics if naive else cirr_metrics

@@ -60,30 +60,30 @@ def build_model(backbone: str, objective: str, device):
     return model
 
 
-def loading(folder: Path, args: argparse.Namespace, model, with_boxes: bool) -> Callable[[], dict]:
-    """The function that loads one batch, in this process."""
-    from data_utils import CIRRDataset, TrainingTriplets, collate_fn
+def loading(folder: Path, args: argparse.Namespace, model, with_boxes: bool):
+    """The images, and the function that loads one batch of triplets, in this process."""
+    from sprc.benchmarks.cirr import CIRR
+    from sprc.data.batches import collate_fn
     from sprc.data.feature_cache_build import use_feature_cache
+    from sprc.data.options import BoxOptions
     from sprc.data.preprocess import targetpad_transform
 
-    box_file = folder / "boxes" / "cirr_boxes_train.json" if with_boxes else None
+    boxes = BoxOptions(folder / "boxes" / "cirr_boxes_train.json") if with_boxes else None
     preprocess = targetpad_transform(dim=model.config.vision.image_size)
-    dataset = CIRRDataset("train", "relative", preprocess, box_file, folder)
+    triplets = CIRR(folder).training_triplets(preprocess, boxes)
     cache = str(folder / "cache") if args.cached else "off"
     config = TrainConfig(dataset="CIRR", feature_cache=cache, num_workers=0)
-    use_feature_cache(config, model, model.device, dataset)
-    triplets = TrainingTriplets(dataset)
-    return lambda: collate_fn([triplets[i] for i in range(args.batch_size)])
+    use_feature_cache(config, model, model.device, triplets.images)
+    return triplets.images, lambda: collate_fn([triplets[i] for i in range(args.batch_size)])
 
 
 def measurements(model, loaders: list, runtime) -> dict[str, Callable[[bool], None]]:
     """Name -> a function that does the thing once, without or with regions."""
     import torch
 
-    from sprc.training.run import sample_maker
+    from sprc.training.samples import SampleMaker
 
-    make_samples = sample_maker(str, list, lambda images: images.to(runtime.device))
-    samples = [make_samples(load()) for load in loaders]
+    samples = [SampleMaker(list, str, images, runtime.device)(load()) for images, load in loaders]
     parameters = [p for n, p in model.named_parameters() if not n.startswith("visual_encoder.")]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)
 
@@ -101,7 +101,7 @@ def measurements(model, loaders: list, runtime) -> dict[str, Callable[[bool], No
         sum(forward(regions).values()).backward()
         optimizer.step()
 
-    return {"loading": lambda regions: loaders[regions](), "forward": evaluate, "training step": train}
+    return {"loading": lambda regions: loaders[regions][1](), "forward": evaluate, "training step": train}
 
 
 def report(name: str, measure: Callable[[bool], None], repeats: int, device) -> float:

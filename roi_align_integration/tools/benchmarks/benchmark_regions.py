@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_cirr_flags(real) -> None:
     """The flags of a comparison on CIRR itself."""
-    cirr = TrainConfig("CIRR")
+    cirr = TrainConfig(dataset="CIRR")
     real.add_argument("--data-path", type=user_path, help="folder of CIRR; without it the scenes are generated")
     real.add_argument("--box-file", type=user_path, help="boxes of its training images")
     real.add_argument("--backbone", default="pretrain", help="as in blip_fine_tune_2.py")
@@ -95,7 +95,7 @@ def add_cirr_flags(real) -> None:
     real.add_argument(
         "--num-workers", type=non_negative_int, default=cirr.num_workers, help="processes that load images"
     )
-    real.add_argument("--learning-rate", type=float, default=cirr.learning_rate, help="peak of the schedule")
+    real.add_argument("--learning-rate", type=float, default=cirr.plan.learning_rate, help="peak of the schedule")
 
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
@@ -111,7 +111,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(ARMS)
     args.arms = args.arms or few
     args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
-    epochs = EPOCHS[args.stage] if args.data_path is None else TrainConfig("CIRR").num_epochs
+    epochs = EPOCHS[args.stage] if args.data_path is None else TrainConfig(dataset="CIRR").plan.num_epochs
     args.num_epochs = args.num_epochs or epochs
     scenes = args.difficulty if args.data_path is None else "cirr"
     args.folder = args.folder or DATA / scenes

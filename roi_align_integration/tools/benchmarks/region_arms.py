@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data_utils import read_image_split
 from lavis.common.registry import registry
 from lavis.datasets.region_boxes import Region, read_box_file, save_boxes
 from lavis.models import Blip2QformerCirAlignPrompt
+from sprc.benchmarks.cirr import read_image_split
 from sprc.boxes.examples import grid_boxes
 from sprc.boxes.saliency import boxes_of_file
 from sprc.core.errors import InputError

@@ -91,16 +91,16 @@ def fill_cache(config: TrainConfig) -> None:
     import torch
 
     from lavis.models import load_model
-    from sprc.benchmarks.dataset_catalog import open_galleries, open_triplets
     from sprc.core.runtime import choose_runtime
-    from sprc.data.feature_cache import use_feature_cache
+    from sprc.data.feature_cache_build import use_feature_cache
     from sprc.data.image_check import check_images
-    from sprc.data.preprocess import build_preprocess
+    from sprc.retrieval.evaluate_checkpoint import preprocess_of
 
     torch.manual_seed(0)
     device = choose_runtime(config.device).device
     model = load_model(config.blip_model_name, config.backbone, is_eval=True, device=device, weights=config.weights)
-    preprocess = build_preprocess(config.transform, config.target_ratio, model.config.vision.image_size)
-    datasets = open_triplets(config, preprocess), *open_galleries(config, preprocess).values()
+    preprocess = preprocess_of(config)
+    triplets, validation = config.benchmark.training_triplets(preprocess), config.benchmark.validation(preprocess)
+    datasets = triplets.images, *validation.galleries
     check_images(*datasets)
     use_feature_cache(config, model, device, *datasets)

@@ -16,22 +16,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from upstream_way import go_upstreams_way
 
-from data_utils import ImageDataset, TrainingTriplets
 from lavis.models.checkpoint import load_checkpoint, save_model
 from lavis.processors import BlipCaptionProcessor
-from sprc.benchmarks.dataset_catalog import make_validation, open_galleries, open_triplets
-from sprc.core.process_group import ALONE
+from sprc.benchmarks.benchmark import Validation
 from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.preprocess import build_preprocess
+from sprc.data.triplets import TrainingTriplets
 from sprc.demo.dataset import DemoSettings, make_demo_dataset
 from sprc.demo.model import random_model
-from sprc.training import engine
+from sprc.retrieval.evaluation import Evaluator
 from sprc.training.config import TrainConfig
-from sprc.training.gradients import Gradients
-from sprc.training.loss_watch import LossWatch
-from sprc.training.run import compile_model, sample_maker
+from sprc.training.run import compile_model
 from sprc.training.run_state import Best, Progress
+from sprc.training.samples import SampleMaker
+from sprc.training.trainer import Trainer, TrainingData
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
 
@@ -71,7 +70,7 @@ class Row:
     def prepare(self) -> None:
         """Files, and the feature cache where a row reads it: its making would count for the memory of that row."""
         self.make_files()
-        sources = {"cached": self.triplets, "cached+regions": self.triplets, "validation": self.galleries}
+        sources = {"cached": self.triplets, "cached+regions": self.triplets, "validation": self.tasks}
         for use in {sources[row] for row in self.args.rows if row in sources}:
             use()
 
@@ -90,7 +89,7 @@ class Row:
         cached = args.row not in ("upstream", "plain", "plain+regions")
         folder = args.folder / ("new_cache" if args.row == "build" else "cache")
         return TrainConfig(
-            "CIRR",
+            dataset="CIRR",
             data_path=self.images,
             box_file=self.images / "boxes" / "cirr_boxes_train.json" if regions else None,
             use_region_loss=regions,
@@ -119,7 +118,7 @@ class Row:
         return build_preprocess(config.transform, config.target_ratio, self.model.config.vision.image_size)
 
     def steps(self) -> dict:
-        """The mean of `--steps` steps of the training loop, loading included, behind as many that warm up."""
+        """The mean of `--steps` steps of the training loop, loading included, after as many that warm up."""
         training = Training(self)
         flops = training.flops_of_a_step()
         if self.args.compile:
@@ -132,34 +131,35 @@ class Row:
         share = flops / seconds / matrix_throughput(self.runtime)
         return {"rate": self.batch_size / seconds, "unit": "triplets", "seconds": seconds, "share": share}
 
-    def triplets(self) -> ImageDataset:
-        """The training triplets, from the feature cache where the row has one; it is made where it is not there."""
-        dataset = open_triplets(self.config, self.preprocess)
-        use_feature_cache(self.config, self.model, self.runtime.device, dataset)
-        return dataset
+    def triplets(self) -> TrainingTriplets:
+        """The training triplets, from the feature cache if the row has one; it is made if it is not there."""
+        triplets = self.config.benchmark.training_triplets(self.preprocess, self.config.boxes)
+        use_feature_cache(self.config, self.model, self.runtime.device, triplets.images)
+        return triplets
 
-    def galleries(self) -> dict[str, ImageDataset]:
-        """The galleries, likewise."""
-        galleries = open_galleries(self.config, self.preprocess)
-        use_feature_cache(self.config, self.model, self.runtime.device, *galleries.values())
-        return galleries
+    def tasks(self) -> Validation:
+        """The validation, likewise."""
+        validation = self.config.benchmark.validation(self.preprocess)
+        use_feature_cache(self.config, self.model, self.runtime.device, *validation.galleries)
+        return validation
 
     def build(self) -> dict:
         """Images a second of making the feature cache."""
         shutil.rmtree(self.config.feature_cache, ignore_errors=True)
         self.model.eval()  # loaded before the clock starts
         start = time.perf_counter()
-        dataset = self.triplets()
-        return {"rate": len(dataset.names) / (time.perf_counter() - start), "unit": "images"}
+        names = self.triplets().images.names
+        return {"rate": len(names) / (time.perf_counter() - start), "unit": "images"}
 
     def validation(self) -> dict:
         """Queries a second of a validation from the feature cache."""
-        validation = make_validation(self.config, self.galleries(), BlipCaptionProcessor())
-        queries = sum(len(task.captions) for task in validation.tasks.values())
+        validation = self.tasks()
+        evaluator = Evaluator(self.model, BlipCaptionProcessor(), self.config.scoring, self.runtime)
+        queries = sum(len(task.queries) for task in validation.tasks.values())
         seconds = []
         for _ in range(2):  # the first warms up
             start = time.perf_counter()
-            engine.evaluate(self.model, validation, self.config, self.runtime)
+            evaluator.evaluate(validation)
             seconds.append(time.perf_counter() - start)
         return {"rate": queries / seconds[-1], "unit": "queries"}
 
@@ -168,20 +168,15 @@ class Training:
     """The training loop of a row."""
 
     def __init__(self, row: Row):
-        config, runtime, model = row.config, row.runtime, row.model
-        dataset = row.triplets()
-        to_device = partial(dataset.on_device, device=runtime.device)
-        self.config, self.device = config, runtime.device
-        self.make_samples = sample_maker(BlipCaptionProcessor(), list, to_device)
-        self.loader = engine.make_train_loader(TrainingTriplets(dataset), config, runtime.device, ALONE)
-        self.optimization = engine.Optimization(model, config, len(self.loader), runtime)
-        scale = self.optimization.scaler.scale
-        self.gradients = Gradients(model, runtime.autocast, scale, config.micro_batch)
-        self.watch = LossWatch(model, row.args.folder, ALONE)
+        triplets, process, device = row.triplets(), BlipCaptionProcessor(), row.runtime.device
+        make_samples = SampleMaker(list, process, triplets.images, device)
+        data = TrainingData(triplets, make_samples, Validation({}, lambda metrics: {}), process)
+        self.trainer, self.device = Trainer(row.model, data, row.config, row.runtime, row.args.folder), device
 
     def one_step(self) -> None:
-        self.gradients(self.make_samples(next(iter(self.loader))), self.config.loss_weights())
-        self.optimization.optimizer.zero_grad(set_to_none=True)
+        trainer = self.trainer
+        trainer.gradients(trainer.data.make_samples(next(iter(trainer.loader))), trainer.config.loss_weights())
+        trainer.optimization.optimizer.zero_grad(set_to_none=True)
 
     def flops_of_a_step(self) -> int:
         """Floating-point operations of a step's matrix products and attention."""
@@ -190,9 +185,9 @@ class Training:
         return counter.get_total_flops()
 
     def epoch_seconds(self, epoch: int, after_step: Callable[[], None]) -> float:
-        progress, start = Progress(Best("none"), epoch), time.perf_counter()
-        parts = self.gradients, self.loader, self.make_samples, self.optimization, self.config, progress, self.watch
-        engine.train_one_epoch(*parts, after_step)
+        self.trainer.progress = Progress(Best("none"), epoch)
+        start = time.perf_counter()
+        self.trainer.train_epoch(after_step)
         wait_for(self.device)
         return time.perf_counter() - start
 

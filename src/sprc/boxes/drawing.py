@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lavis.datasets.region_boxes import Region
 from sprc.core.errors import InputError
-from sprc.data.images import MOST_PIXELS, naming, open_rgb
+from sprc.data.images import MOST_PIXELS, naming_image, open_rgb
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#f032e6")
 HEIGHT, MARGIN, TITLE = 336, 12, 20  # pixels of a picture's height, between pictures, and above them
@@ -22,7 +22,7 @@ def draw_panel(name: str, path: Path, regions: list[Region], preprocess, patch_s
     `regions` are of the raw image; `preprocess` makes the frame, of side `FRAME`, and moves the boxes into it. Raises
     ImageError that names the image if it cannot be read.
     """
-    with naming(name, path):
+    with naming_image(name, path):
         raw = open_rgb(path)
         frame = preprocess.to_frame(raw)
     moved = preprocess.move_boxes([region.box for region in regions], *raw.size)

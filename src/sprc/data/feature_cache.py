@@ -16,7 +16,6 @@ are used until the folder is removed.
 
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
