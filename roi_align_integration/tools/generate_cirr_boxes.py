@@ -103,13 +103,12 @@ def sources(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Path], Pa
 
 def split_images(root: Path, split: str, max_triplets: int | None) -> dict[str, Path]:
     """Name -> file of the images of a split, or only of those of its first triplets."""
-    from data_utils import CIRRDataset
-    from sprc.benchmarks.cirr import read_image_split  # heavy: torch
+    from sprc.benchmarks.cirr import CIRR  # heavy: torch
 
-    places = read_image_split(root, split)
+    places = CIRR(root).image_paths(split)
     if max_triplets is not None:
-        triplets = CIRRDataset(split, "relative", None, data_path=root).triplets[:max_triplets]
-        used = {entry[key] for entry in triplets for key in ("reference", "target_hard")}
+        queries = CIRR(root).queries(split, places)[:max_triplets]
+        used = {name for query in queries for name in (query.reference, query.target)}
         places = {name: place for name, place in places.items() if name in used}
     return {name: root / place for name, place in places.items()}
 

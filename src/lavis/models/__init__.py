@@ -26,7 +26,7 @@ def load_model(
     drop_region_proj: bool = False,
     use_region_loss: bool = False,
     region_objective: str = "tokens",
-) -> nn.Module:
+) -> Blip2QformerCirAlignPrompt:
     """A model with its weights on `device`; what was loaded is logged, and kept as `load_report`.
 
     Args:
