@@ -15,7 +15,7 @@ class Registry:
         self._models: dict[str, type] = {}
 
     def register_model(self, name: str) -> Callable[[ModelClass], ModelClass]:
-        """Class decorator. Raises KeyError where another class already has the name."""
+        """Class decorator. Raises KeyError if another class has the name already."""
 
         def register(cls: ModelClass) -> ModelClass:
             if self._models.get(name, cls) is not cls:

@@ -91,7 +91,7 @@ def _clipped(box) -> tuple[float, float, float, float]:
 
 
 def _is_outside(entry) -> bool:
-    """Whether an entry that is a box needs clipping."""
+    """Whether an entry has a value outside [0, 1], and needs clipping."""
     box = entry["box"] if isinstance(entry, dict) else entry
     return min(box) < 0 or max(box) > 1
 
@@ -119,7 +119,7 @@ def _extra_problem(label, score) -> str | None:
 
 
 def regions_of(file: BoxFile, names: Iterable[str], title: str) -> dict[str, list[Region]]:
-    """The regions of `names` out of a box file; a one-line summary is logged. `title` says whose names they are.
+    """The regions of `names` out of a box file. `title` says whose names they are. A summary of one line is logged.
 
     Raises InputError if the file shares no name with `names`.
     """
@@ -142,9 +142,9 @@ def regions_of(file: BoxFile, names: Iterable[str], title: str) -> dict[str, lis
 
 
 def save_boxes(path: str | Path, boxes: dict[str, list[Region]], frame: str | None = STORED) -> None:
-    """Write a box file; plain lists where a region has neither label nor score. `frame` is that of `BoxFile`.
+    """Write a box file; a region without label and score becomes a plain list. `frame` is that of `BoxFile`.
 
-    Boxes a rounding outside [0, 1] are clipped, and the number of a class becomes a text, as `read_box_file` does.
+    As in `read_box_file`, boxes a rounding outside [0, 1] are clipped, and the number of a class becomes a text.
     Raises InputError for a wrong box, and for an image that has the name of the frame's entry.
     """
     path = Path(path)

@@ -39,12 +39,12 @@ def load_model(
         drop_region_proj: leave out a `region_proj` of another shape.
         use_region_loss, region_objective: whether `forward` returns `loss_region`, and which (`region.OBJECTIVES`).
 
-    Raises InputError where a name is unknown or the weights are missing or do not fit.
+    Raises InputError if a name is unknown, or if the weights are missing or do not fit.
     """
     model_class, config = registry.get_model_class(name), load_config(model_type)
     files = find_weights(weights, config)
     tokenizer = build_tokenizer(config.tokenizer, config.qformer.vocab_size)
-    with torch.device("cpu" if files is None else "meta"):  # no time is spent on weights that a file replaces
+    with torch.device("cpu" if files is None else "meta"):  # a file replaces these weights: no time is spent on them
         model = model_class(config, tokenizer)
     if torch.device(device).type == "cuda":
         model.use_half_precision_vit()

@@ -1,6 +1,6 @@
-"""Loading weights into a model: every name, shape, type and number is checked; and saving in upstream's layout.
+"""Load weights into a model, with every name, shape, type and number checked; and save in upstream's layout.
 
-Files are read in `weight_files.py`, formats told in `weight_formats.py`.
+`weight_files.py` reads files, and `weight_formats.py` tells their formats.
 """
 
 from collections import Counter
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
 
 WORD_EMBEDDINGS = "Qformer.bert.embeddings.word_embeddings.weight"
-# What weights are trained and kept in; any other type holds codes or counts, which a cast would not turn into weights.
+# Types of weights. Any other type holds codes or counts: a cast would not turn them into weights.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
-SHOWN = 5  # of a list of names, so many
+SHOWN = 5  # names of a list in a message
 
 
 @dataclass
 class LoadReport:
-    """What was loaded. `fresh`: names that the file does not hold and that keep their initial values; `regions`:
-    whether it holds region parameters of this fork.
+    """What was loaded.
+
+    `fresh` are the names that the file lacks, which keep their initial values. `regions` says whether it holds region
+    parameters of this fork.
     """
 
     title: str
@@ -57,12 +59,12 @@ def load_checkpoint(
     Args:
         model: a model with `initial_values()` for what a format may lack.
         path: any of `FORMATS` but a ViT alone.
-        vision_path: the ViT, where `path` holds none (LAVIS's layout).
+        vision_path: the ViT, if `path` holds none (LAVIS's layout).
         drop_region_proj: leave out a `region_proj` that does not fit, instead of refusing the file.
 
     Raises:
-        InputError: a file cannot be read, or a name is missing, unexpected or wrongly shaped, or tensors are of a type
-            that no one trains in, or hold NaN or infinite numbers: the first few are named, with their count.
+        InputError: a file cannot be read; a name is missing, unexpected or wrongly shaped; tensors are of a type that
+            no one trains in, or hold NaN or infinite numbers. The first few are named, with their count.
     """
     weights = read_weights(path, type(model).__name__)
     if weights.format in VISION_FORMATS:
@@ -94,7 +96,7 @@ def _used(weights: Weights, model: "Blip2QformerCirAlignPrompt") -> State:
 
 
 def _vision_state(vision: Weights, model: "Blip2QformerCirAlignPrompt") -> tuple[State, list[str]]:
-    """A ViT's own file as part of the model's state, and notes on it. Raises InputError where it does not fit."""
+    """A ViT's own file as part of the model's state, and notes on it. Raises InputError if it does not fit."""
     prefix = "visual_encoder."
     if vision.format not in VISION_FORMATS:
         raise InputError(f"{vision.path} is {FORMATS[vision.format].title}, not a vision encoder")
@@ -107,7 +109,7 @@ def _vision_state(vision: Weights, model: "Blip2QformerCirAlignPrompt") -> tuple
 
 
 def _fit_region_proj(state: State, expected: State, path: Path, drop: bool) -> list[str]:
-    """Take a `region_proj` that does not fit off the state where `drop` says so; else raise InputError."""
+    """Remove a `region_proj` that does not fit from the state if `drop` says so; else raise InputError."""
     foreign = [
         name
         for name in state
@@ -127,7 +129,7 @@ def _fit_region_proj(state: State, expected: State, path: Path, drop: bool) -> l
 
 
 def _fit_vocabulary(state: State, expected: State) -> list[str]:
-    """BERT's own vocabulary is one token short of upstream's: give `[DEC]` a row. No caption contains that token."""
+    """Give `[DEC]` a row if the file has BERT's own vocabulary, which lacks it. No caption contains that token."""
     words = state.get(WORD_EMBEDDINGS)
     if words is None or words.dim() != 2 or len(words) + 1 != len(expected[WORD_EMBEDDINGS]):
         return []
@@ -136,7 +138,7 @@ def _fit_vocabulary(state: State, expected: State) -> list[str]:
 
 
 def check_names(state: State, expected: State, path: Path, may_lack: tuple[str, ...] = ()) -> list[str]:
-    """The names that `state` may lack, and lacks, but for position ids.
+    """The names that `state` lacks and may lack, without position ids.
 
     Raises InputError with the count, and the first few, of the other names that are missing, unexpected or wrongly
     shaped.
@@ -172,8 +174,9 @@ def _matches(name: str, patterns) -> bool:
 
 
 def check_types(state: State, expected: State, path: Path) -> None:
-    """Raises InputError if a tensor is of a type or layout that no weights are trained in (int8, bool, float8, complex,
-    sparse, without memory): it would be cast, and give other numbers.
+    """Raise InputError if a tensor is of a type or layout that no one trains in.
+
+    Such are int8, bool, float8, complex, sparse, and tensors without memory. A cast would give other numbers.
     """
     wrong = [
         f"{name} ({_short(value.dtype)}{'' if value.layout == torch.strided else f', {value.layout}'}"
@@ -199,7 +202,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _cast(state: State, expected: State, path: Path) -> tuple[State, list[str]]:
-    """The tensors in the model's types, each with memory of its own, and a note of what that changed.
+    """The tensors in the model's types, each with memory of its own, and notes on what was cast.
 
     Raises InputError if a tensor holds NaN or an infinite number, or one beyond the model's type.
     """
@@ -218,7 +221,7 @@ def _cast(state: State, expected: State, path: Path) -> tuple[State, list[str]]:
 
 
 def check_finite(state: State, path: Path) -> None:
-    """Raises InputError if a tensor holds NaN or an infinite number."""
+    """Raise InputError if a tensor holds NaN or an infinite number."""
     bad = [name for name, value in state.items() if not _is_finite(value)]
     if bad:
         raise InputError(
@@ -228,12 +231,12 @@ def check_finite(state: State, path: Path) -> None:
 
 
 def _is_finite(value: Tensor) -> bool:
-    """By the least and the greatest number, which are NaN if one is: 100 times as fast as torch.isfinite on a CPU."""
+    """By the least and the greatest number, which are NaN if any is: on a CPU 100 times as fast as torch.isfinite."""
     return value.numel() == 0 or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(value.detach()))
 
 
 def _separate(state: State) -> State:
-    """The tensors, none of which shares memory with another: tied in a file, they would be trained as one."""
+    """The tensors, each with memory of its own: tensors that a file ties would be trained as one."""
     own, places = {}, set()
     for name, value in state.items():
         shared = value.data_ptr() in places or not value.is_contiguous()
@@ -243,7 +246,7 @@ def _separate(state: State) -> State:
 
 
 def check_position_ids(state: State, path: Path) -> None:
-    """Raises InputError unless stored position ids, if there are any, are 0, 1, 2, ..."""
+    """Raise InputError if the file has position ids that are not 0, 1, 2, ..."""
     for name, value in state.items():
         if name.endswith(POSITION_IDS) and value.flatten().tolist() != list(range(value.numel())):
             raise InputError(f"{path}: {name} is not 0, 1, 2, ...: the file is not from this architecture")
@@ -268,6 +271,6 @@ def save_model(model: nn.Module, epoch: int, path: Path) -> None:
 
 
 def state_to_save(model: nn.Module) -> State:
-    """The state dict; without the region parameters where the model does not use them: upstream's names alone."""
+    """The state dict. If the model does not use the region parameters they are left out: upstream's names remain."""
     unused = () if model.use_region_loss else FORK_ADDS
     return {name: value for name, value in model.state_dict().items() if not _matches(name, unused)}

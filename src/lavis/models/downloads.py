@@ -1,4 +1,4 @@
-"""A download that breaks, is continued, and is checked before it takes its name."""
+"""Download a file: continue after a break, and check the whole before it takes its name."""
 
 import base64
 import hashlib
@@ -24,17 +24,17 @@ CHUNK = 2**20
 
 
 class BrokenAnswerError(ConnectionError):
-    """A server has answered with what is not HTTP, or not what was asked for: another attempt may do better."""
+    """A server's answer is no HTTP, or not the file that was asked for: another attempt may do better."""
 
 
 def download(url: str, path: Path) -> None:
     """Download to `path` with a progress bar; continues what an earlier attempt left in `<path>.partial`.
 
     The file is checked against its length and, if the server publishes one (`x-goog-hash`), its MD5; it takes its
-    name only once it is whole. Of two processes that download to a folder, the second waits, and finds the file.
+    name only once it is whole. A second process that downloads to the same folder waits, and then finds the file.
 
-    Raises OSError if the network fails, InputError if the content is damaged or a web page, or the disk is full: then
-    the part stays, to be continued.
+    Raises OSError if the network fails, and InputError if the content is damaged or a web page, or the disk is full.
+    After a full disk the part stays, and the next call continues it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def download(url: str, path: Path) -> None:
 
 
 def _remove_link(partial: Path) -> None:
-    """A link in the place of the part would have the download written to wherever it leads."""
+    """Remove a link that has the name of the part: the download would be written to the place it leads to."""
     try:
         if partial.is_symlink():
             partial.unlink()
@@ -106,14 +106,16 @@ def _refuse_web_page(url: str, partial: Path, response) -> None:
 
 
 def _range_start(response) -> int | None:
-    """Where the part that the server sends begins, by its `Content-Range: bytes 100-199/200`, or None."""
+    """The first byte of the part that the server sends, by its `Content-Range: bytes 100-199/200`, or None."""
     found = re.fullmatch(r"bytes\s+(\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     return None if found is None else int(found[1])
 
 
 def _write(response, partial: Path, start: int) -> None:
-    """Append the answer to the part, or replace the part if `start` is 0. Raises OSError if less arrives than was
-    announced, or nothing; if no length was, the end of the connection is the end of the file.
+    """Append the answer to the part, or replace the part if `start` is 0.
+
+    Raises OSError if nothing arrives, or less than was announced. Without an announced length, the end of the
+    connection is the end of the file.
     """
     total = _announced_size(response, start)
     chunk = response.read(CHUNK)
@@ -130,7 +132,7 @@ def _write(response, partial: Path, start: int) -> None:
 
 
 def _announced_size(response, start: int) -> int | None:
-    """The size of the whole file by the answer's own length or, of a part, by its `Content-Range`; None without."""
+    """The size of the whole file, by the answer's own length or a part's `Content-Range`; None if it has neither."""
     length = response.headers.get("Content-Length", "").strip()
     if re.fullmatch(r"\d{1,18}", length):
         return start + int(length)
@@ -150,7 +152,7 @@ def _write_chunk(file: BinaryIO, chunk: bytes, partial: Path) -> None:
 
 
 def _open_part(partial: Path, start: int) -> BinaryIO:
-    """The part, opened to append or to replace; a link is not followed. Unbuffered: what is written is in the file."""
+    """The part, opened to append or to replace. A link is not followed. Nothing is buffered."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if start else os.O_TRUNC)
     try:
         return open(os.open(partial, flags, 0o666), "wb", buffering=0)

@@ -66,7 +66,7 @@ ENCODERS: dict[str, Callable[[VisionConfig], Eva | VisionTransformer]] = {
 def use_half_precision(vit: nn.Module) -> nn.Module:
     """Linear and convolution weights in float16; norms, embeddings and the q and v biases stay float32, as upstream.
 
-    So do CLIP's stacked query, key and value weights, which are no linear layer there.
+    CLIP's stacked query, key and value weights stay float32 too: upstream has no linear layer for them.
     """
     for name, module in vit.named_modules():
         stacked = isinstance(vit, VisionTransformer) and name.endswith("attn.qkv")
@@ -79,9 +79,9 @@ def use_half_precision(vit: nn.Module) -> nn.Module:
 def seed_weights(module: nn.Module, seed: int) -> None:
     """Random weights that are the same to the last bit on every machine: uniform, variance 1 / fan-in, norms 1 and 0.
 
-    The class token and the positions have variance 1, as large as a patch: else no later layer could tell places apart.
-    torch's normal generator takes other code paths on other processors. Here 24 raw bits of PCG64 make each number,
-    and one correctly rounded float32 multiplication scales it.
+    The class token and the positions have variance 1, as a patch has: otherwise no later layer could tell places apart.
+    torch's normal generator takes other code paths on other processors. So each number is made of 24 raw bits of PCG64
+    and scaled by one correctly rounded float32 multiplication.
     """
     bits = np.random.PCG64(seed)
     for name, parameter in module.named_parameters():

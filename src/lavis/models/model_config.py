@@ -63,7 +63,7 @@ class ModelConfig:
 
     `tokenizer` is a vocabulary file or folder, beside the YAML file or anywhere, or a name on the hub.
     `weights` and `vision_weights` are the files that LAVIS publishes for it, and `hub_weights` the repository on the
-    hub with both in one (`weight_sources.py`). Where `weights` is empty, random weights are the default (`tiny`).
+    hub with both in one (`weight_sources.py`). If `weights` is empty, random weights are the default (`tiny`).
     """
 
     vision: VisionConfig
@@ -77,7 +77,7 @@ class ModelConfig:
 
 
 def config_path(model_type: str) -> Path:
-    """`pretrain`, `tiny` or the path of a YAML file -> its path. Raises InputError where there is none."""
+    """`pretrain`, `tiny` or the path of a YAML file -> its path. Raises InputError if there is none."""
     known = CONFIG_FOLDER / f"{model_type}.yaml"
     path = known if known.is_file() else expanded(model_type)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():

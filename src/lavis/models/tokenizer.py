@@ -13,7 +13,7 @@ from sprc.core.files import read_bytes
 from sprc.core.places import REPOSITORY
 from sprc.core.reading import expanded
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # transformers would add those that lack, with other ids
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # transformers would add missing ones, with other ids
 
 
 def build_tokenizer(source: str, vocab_size: int) -> BertTokenizer:
@@ -23,7 +23,7 @@ def build_tokenizer(source: str, vocab_size: int) -> BertTokenizer:
     `$SPRC_TOKENIZER`, in `models/<name>` and in the hub's cache. `[DEC]` is added unless the vocabulary has it: BERT's
     30,522 tokens and LAVIS's 30,523 give the same tokenizer.
 
-    Raises InputError where nothing is found, or the vocabulary is not the one that the embeddings are for.
+    Raises InputError if nothing is found, or if the vocabulary does not fit the embeddings.
     """
     path = find_vocabulary(source)
     tokens = read_vocabulary(path)
@@ -57,7 +57,7 @@ def read_vocabulary(path: Path) -> list[str]:
 
 
 def find_vocabulary(source: str, download: bool = True) -> Path:
-    """The vocabulary file that `source` names, on this machine or downloaded. Raises InputError where there is none."""
+    """The vocabulary file that `source` names, on this machine or downloaded. Raises InputError if there is none."""
     path = _local(source)
     if path is not None:
         return path

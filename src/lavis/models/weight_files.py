@@ -69,15 +69,15 @@ def _read_file(path: Path) -> dict:
 
 
 def read_tensors(path: Path, fix: str, mapped: bool = False, foreign_fix: str | None = None):
-    """The content of a torch or safetensors file; `mapped`, for a file that stays as it is: in memory once it is used.
+    """The content of a torch or safetensors file.
 
-    A zip, which is what torch writes since 1.6, is checked against its own CRCs. Torch's older format and safetensors
-    hold none: a flipped bit among their numbers is not found here.
+    A zip, which torch writes since 1.6, is checked against its own CRCs. Torch's older format and safetensors hold no
+    CRCs: a flipped bit among their numbers is not found here.
 
     Args:
         path: the file.
         fix: what to do if it is damaged.
-        mapped: map the file into memory instead of reading it.
+        mapped: map the file into memory, for one that stays unchanged: a part is read when it is first used.
         foreign_fix: what to do if it holds other things than tensors, numbers and texts; None: `fix`.
 
     Raises:
@@ -96,7 +96,7 @@ def read_tensors(path: Path, fix: str, mapped: bool = False, foreign_fix: str | 
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # on damaged bytes torch's reader raises whatever it stumbles over
+    except Exception as error:  # on damaged bytes torch's reader raises errors of any type
         raise _unreadable(path, error, fix, foreign_fix or fix) from error
 
 
@@ -123,21 +123,21 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def check_header(path: Path, fix: str) -> None:
-    """Raise InputError if the header of a safetensors file has a name twice, of which its reader takes the last."""
+    """Raise InputError if the header of a safetensors file has a name twice: its reader would take the last one."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length <= LARGEST_HEADER:  # of what is longer, or cut off, the reader says so
+        if length <= LARGEST_HEADER:  # the reader itself reports one that is longer, or cut off
             header = file.read(length)
             if len(header) == length:
                 parse_json(header, f"the header of {path}", fix)
 
 
 def check_zip(path: Path, fix: str) -> None:
-    """Read every member of a zip, once a process, and compare its CRC: 0.4 s a GB with the file in the page cache, and
-    it stays there for what follows.
+    """Read every member of a zip, once a process, and compare its CRC.
 
-    A file that torch wrote without CRCs (`torch.serialization.set_crc32_options(False)`) has 0 for all of them: it is
-    taken as one without. Raises InputError that names the file and the damaged member.
+    This takes 0.4 s a GB if the file is in the page cache, and leaves it there for the reading that follows. A file
+    that torch wrote without CRCs (`torch.serialization.set_crc32_options(False)`) has 0 for all of them, and is not
+    checked. Raises InputError that names the file and the damaged member.
     """
     status = path.stat()
     stamp = (path.absolute(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

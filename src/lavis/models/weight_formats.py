@@ -1,4 +1,4 @@
-"""Formats of weights, one line each in `FORMATS`: told by the content, never by the name, and brought to one layout.
+"""Formats of weights, one line each in `FORMATS`. The content tells the format, never the name of the file.
 
 A checkpoint of this project is upstream's: `{"epoch": int, "Blip2QformerCirAlignPrompt": state_dict}`. Names are
 translated in `weight_names.py`.
@@ -30,7 +30,7 @@ UNUSED = ("Qformer.cls.*",)
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """Which names a format may lack and which of its names nothing uses (glob patterns); any other is an error.
+    """Glob patterns: the names that a format may lack, and those of its names that nothing uses; others are errors.
 
     In `ignored`, `{depth}` is the number of the ViT's blocks: the published ViTs have one block more than is used.
     """
@@ -65,8 +65,9 @@ RUN_STATE = {"config", "model", "optimization", "random"}
 
 @dataclass
 class Weights:
-    """A file that was read: its format, its tensors under upstream's names (memory-mapped), its epoch or -1, and what
-    in it is unusual.
+    """A file that was read: its format, its tensors under upstream's names (memory-mapped), and its epoch or -1.
+
+    `notes` say what is unusual in it.
     """
 
     path: Path
@@ -85,7 +86,7 @@ class Weights:
 
 
 def read_weights(path: Path, model_name: str = MODEL_NAME) -> Weights:
-    """Read a weight file, or a folder of the hub's format; the format is told by the content, never by the name.
+    """Read a weight file, or a folder of the hub's format; the content tells the format, never the name.
 
     No pickled code is ever run. Raises InputError that names the file if it is missing, damaged or unknown.
     """
@@ -117,8 +118,9 @@ def _unknown(path: Path, content: dict) -> InputError:
 
 
 def _place_of_weights(content: dict, model_name: str) -> str | None:
-    """The key of the state dict: the class's name, a usual wrapper, or the one dictionary of tensors; None if the
-    content itself is the state dict.
+    """The key of the state dict: the class's name, a usual wrapper, or that of the only dictionary of tensors.
+
+    None if the content itself is the state dict.
     """
     known = next((key for key in (model_name, *WRAPPERS) if isinstance(content.get(key), dict)), None)
     if known is not None:

@@ -51,7 +51,7 @@ HUB_NAMES: Names = (  # upstream with EVA-CLIP-g, transformers' Blip2ForImageTex
     ("text_proj.", "text_projection."),
 )
 POSITION_IDS = "bert.embeddings.position_ids"
-# What upstream has and the hub's model has no place for.
+# Parameters of upstream for which the hub's model has no place.
 NOT_ON_THE_HUB = ("prompt_tokens", "temp")
 # CLIP stores them without the axes of 1 that timm gives them.
 CLIP_SQUEEZED = {"class_embedding": (0, 0), "positional_embedding": (0,)}
@@ -72,7 +72,7 @@ def to_left(name: str, names: Names) -> str:
 
 
 def _replace(name: str, old: str, new: str) -> str:
-    """Replace a dotted part: at the start of the name, or anywhere where the part itself begins with a dot."""
+    """Replace a dotted part at the start of the name, or anywhere if the part itself begins with a dot."""
     if old.startswith("."):
         return name.replace(old, new)
     return new + name[len(old) :] if name.startswith(old) else name
@@ -126,7 +126,7 @@ def _own_keys(state_dict: dict, prefix: str) -> list[str]:
 def from_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the hub's BLIP-2 under upstream's names; the query, key and value bias becomes two.
 
-    Raises InputError where a key bias is not zero: EVA-CLIP has none.
+    Raises InputError if a key bias is not zero: EVA-CLIP has none.
     """
     converted = {}
     for key, value in state.items():

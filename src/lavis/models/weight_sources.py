@@ -1,4 +1,4 @@
-"""Where weights come from: a given path, `models/weights`, LAVIS's cache folder, the hub's cache, then a download."""
+"""Find weights: a given path, `models/weights`, LAVIS's cache folder, the hub's cache, then a download."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ from sprc.core.reading import expanded, readable
 logger = logging.getLogger(__name__)
 
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
-# What a file holds; the sizes follow from the numbers of parameters and the type they are stored in.
+# What a file holds. Its size follows from the number of parameters and their type.
 PUBLISHED = {
     "blip2_pretrained.pth": "Q-Former, about 0.75 GB",
     "blip2_pretrained_vitL.pth": "Q-Former, about 0.75 GB",
@@ -33,7 +33,7 @@ HUB_FILES = ["config.json", "model.safetensors", "model.safetensors.index.json",
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """A weight file or folder, and the ViT's own file where the first holds none."""
+    """A weight file or folder, and the ViT's own file if the first holds none."""
 
     main: Path
     vision: Path | None = None
@@ -45,7 +45,7 @@ def find_weights(argument: str | None, config: ModelConfig, download: bool = Tru
     In this order: `argument` (a path, or `random`), `$SPRC_WEIGHTS`, `models/weights`, LAVIS's cache folder, the hub's
     cache, a download. A backbone without published weights (`tiny`) takes only what `argument` names.
 
-    Raises InputError where there are several candidates, or none: then with every file, its source and its place.
+    Raises InputError if there are several candidates or none; the message then has every file, its source and place.
     """
     given = argument or (os.environ.get("SPRC_WEIGHTS") if config.weights else None)
     if given:
@@ -59,7 +59,7 @@ def find_weights(argument: str | None, config: ModelConfig, download: bool = Tru
 
 
 def weight_folders() -> list[Path]:
-    """Where published files are looked for: a folder of this repository, and torch.hub's cache, which LAVIS uses."""
+    """The folders in which published files are looked for: one of this repository, and torch.hub's cache, as LAVIS."""
     return [REPOSITORY / "models" / "weights", Path(torch.hub.get_dir()) / "checkpoints"]
 
 
@@ -73,7 +73,7 @@ def _given(path: Path, config: ModelConfig) -> Path:
 
 
 def _local(config: ModelConfig) -> Path | None:
-    """Weights on this machine: the one checkpoint in `models/weights`, or a published file where it may lie."""
+    """Weights on this machine: the only checkpoint in `models/weights`, or a published file in its usual places."""
     folder = weight_folders()[0]
     with readable(folder):
         found = [
@@ -96,7 +96,7 @@ def _published(name: str, folders: list[Path]) -> Path | None:
 
 
 def _hub_snapshot(config: ModelConfig) -> Path | None:
-    """The folder of the hub's cache with this model's weights, where they are there whole."""
+    """The folder of the hub's cache with this model's weights, if it has all of them."""
     if not config.hub_weights:
         return None
     found = huggingface_hub.try_to_load_from_cache(config.hub_weights, "config.json")
@@ -106,7 +106,7 @@ def _hub_snapshot(config: ModelConfig) -> Path | None:
 
 
 def _with_vision(main: Path, config: ModelConfig, download: bool) -> WeightFiles:
-    """Find the ViT of a file that holds none: beside it, or where published files lie, or by download."""
+    """Find the ViT of a file that holds none: in its folder, among published files, or by download."""
     if not config.vision_weights or read_weights(main).holds_vision:
         return WeightFiles(main)
     vision = _published(config.vision_weights, [main.parent, *weight_folders()])
@@ -141,7 +141,7 @@ def _download_main(config: ModelConfig) -> Path | None:
 
 
 def _try_download(name: str) -> Path | None:
-    """A published file, in LAVIS's cache folder; None where there is no network."""
+    """A published file, in LAVIS's cache folder; None without a network."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None
     path = weight_folders()[1] / name
@@ -154,7 +154,7 @@ def _try_download(name: str) -> Path | None:
 
 
 def _try_hub(config: ModelConfig) -> Path | None:
-    """The hub's files, in its cache and checked; None where there is no network."""
+    """The hub's files, in its cache and checked; None without a network."""
     if not config.hub_weights or huggingface_hub.constants.HF_HUB_OFFLINE:
         return None
     try:

@@ -24,7 +24,7 @@ class BlipCaptionProcessor:
         self.max_words = max_words
 
     def __call__(self, caption: str) -> str:
-        """One caption -> the text for the tokenizer. Raises InputError where it is no string."""
+        """One caption -> the text for the tokenizer. Raises InputError if it is no string."""
         if not isinstance(caption, str):
             raise InputError(f"a caption should be text, not {caption!r}: check the captions file")
         text = _SPACES.sub(" ", _PUNCTUATION.sub(" ", caption.lower())).rstrip("\n").strip(" ")
@@ -33,7 +33,7 @@ class BlipCaptionProcessor:
 
 
 class BlipImageEvalProcessor:
-    """A PIL image squashed to (3, size, size), CLIP mean and std: LAVIS's. SPRC's own pipelines are in `data_utils`."""
+    """LAVIS's transform: a PIL image squashed to (3, size, size), CLIP mean and std. `data_utils` has SPRC's own."""
 
     def __init__(self, image_size: int = 224):
         self._transform = v2.Compose(

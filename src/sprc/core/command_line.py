@@ -76,14 +76,14 @@ def run_main(main: Callable[[], object], in_group: bool = False) -> None:
 
 
 def check_environment() -> None:
-    """Raise InputError for a variable that a package reads as a whole number as soon as it is imported, and is none."""
+    """Raise InputError for a variable that is no whole number, but that a package reads as one on import."""
     for name in (name for name in WHOLE_NUMBERS if os.environ.get(name)):
         if not re.fullmatch(r"[+-]?\d+", os.environ[name].strip()):
             raise InputError(f"the variable {name} is {os.environ[name]!r}: set it to a whole number, or unset it")
 
 
 def _end_quietly(line: str, status: int) -> None:
-    """End as a signal has asked, which every process of a group has heard: one of them says so."""
+    """End as a signal has asked. Every process of a group has heard it; one of them says so."""
     if line and any_rank() == 0:
         _tell(line)
     sys.exit(status)
@@ -98,7 +98,7 @@ def _tell(line: str) -> None:
 def lost_output(error: InputError | OSError) -> str:
     """What is wrong with an output of this process if that has raised `error`, and the fix; else "".
 
-    Such an error names no file, and Python drops what could not be written: another character is tried.
+    Such an error names no file, and Python drops what could not be written: so one more character is tried.
     """
     if not isinstance(error, OSError) or error.filename is not None or error.errno not in NO_OUTPUT:
         return ""
@@ -115,7 +115,7 @@ def lost_output(error: InputError | OSError) -> str:
 
 
 def print_any_character() -> None:
-    """Have a name that the terminal's encoding does not have, or that is no text at all, be printed in escapes."""
+    """Print a character that the terminal lacks, or a byte that is no text, as an escape instead of an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -138,13 +138,13 @@ def hide_bars_of_other_ranks() -> None:
 def absolute(path: str | Path) -> Path:
     """A path that the user has written, from the root: `~` is a home folder, also in `--flag=~/x`.
 
-    Raises InputError for the home folder of a user that is not there.
+    Raises InputError for the home folder of a user who does not exist.
     """
     return expanded(path).absolute()
 
 
 def user_path(text: str) -> Path:
-    """An argparse type: a path as it was typed, but for `~`."""
+    """An argparse type: a path as it was typed, with `~` as the home folder."""
     try:
         return expanded(text)
     except InputError as error:  # argparse would say "invalid value"

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost and a fault is named; reading and locking are beside it, and found here too."""
+"""Writing files so that nothing is lost and a fault is named; `reading` and `locks` can be imported from here too."""
 
 import csv
 import errno
@@ -25,17 +25,17 @@ FIXES = {
     errno.EEXIST: "another process writes it at this moment, or a file is in the place of its folder",
     errno.ENOTEMPTY: "remove the folder that ends in .partial beside it",
 }
-# What a file system answers that cannot be asked to have a file, or the names in a folder, on the disk: CIFS, FUSE.
+# The answers of a file system that cannot put a file, or the names in a folder, on the disk at once: CIFS, FUSE.
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 NO_FOLDER_SYNC = (*NO_SYNC, errno.EBADF, errno.EACCES)
 
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` once all is written and on the disk; until then what was there stays.
+    """A binary file that takes the name `path` once all is written and on the disk. Until then the old file stays.
 
-    Whatever ends it early, nothing is left of what was written. It is written as `path` + ".partial": what has that
-    name already is removed, and a symbolic link is never followed.
+    If anything ends it early, no part is left. The file is written as `path` + ".partial". What has that name already
+    is removed, and a symbolic link is never followed.
 
     Raises InputError if the disk is full, the folder cannot be written, or the disk fails.
     """
@@ -64,9 +64,9 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path at which a library writes a file or folder by itself; it takes the name `path` once it is whole.
+    """A path at which a library writes a file or folder by itself. The result takes the name `path` once it is whole.
 
-    Whatever ends it early, nothing is left of it. Raises InputError as `atomic_writer`.
+    If anything ends it early, no part is left. Raises InputError as `atomic_writer`.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -120,13 +120,13 @@ def open_new(partial: Path) -> BinaryIO:
 
 
 def _check_place(partial: Path, file: _Watched) -> None:
-    """Raise FileExistsError if another process has put its own file in the place of ours: it is not whole yet."""
+    """Raise FileExistsError if another process has put its own file, not whole yet, in the place of this one."""
     if not os.path.samestat(partial.stat(follow_symlinks=False), file.stat):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def _give_up(file: _Watched, partial: Path) -> None:
-    """Close and remove a file; the error that led here is the one to be told."""
+    """Close and remove a file. Errors of this are dropped: the error that led here is the one to report."""
     with suppress(OSError):
         _check_place(partial, file)
         partial.unlink()
@@ -135,7 +135,7 @@ def _give_up(file: _Watched, partial: Path) -> None:
 
 
 def _sync(handle: int, forgiven: tuple[int, ...]) -> None:
-    """Have a file on the disk, if its file system can be asked for it."""
+    """Wait until a file is on the disk, if its file system can do that."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -144,7 +144,7 @@ def _sync(handle: int, forgiven: tuple[int, ...]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a new name survive a power cut too."""
+    """Wait until the names in a folder are on the disk: a new name then survives a power cut."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:  # a folder that can be written but not read
@@ -157,7 +157,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def made_and_held(folder: Path) -> Iterator[None]:
-    """Make a folder that several processes may want, and hold it: of two one works in it, and the other waits."""
+    """Make a folder that several processes may want, and hold it: one process works in it, and the others wait."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -179,7 +179,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append_csv(path: Path, columns: list[str], rows: Iterable[dict], ending: str = "\r\n") -> None:
-    """Add rows at the end of a CSV file, which is whole at any moment; the line of the columns comes with the first."""
+    """Add rows at the end of a CSV file, which is whole at any moment. The first rows bring the line of the columns."""
     before = read_bytes(path, "remove it") if path.exists() else b""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator=ending)

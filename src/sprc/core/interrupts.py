@@ -1,29 +1,29 @@
-"""Ctrl-C in a script before and beside its `main`: while packages load, and in the processes of a pool.
+"""Ctrl-C outside of a script's `main`: while packages load, and in the processes of a pool.
 
 As a program, `interrupts.py SCRIPT FLAGS` runs a script that Ctrl-C ends without a trace from its first line on. The
-shell scripts start theirs so, and say themselves that they were interrupted.
+shell scripts start Python so, and report the interrupt themselves.
 """
 
 import signal
 
 
 def end_at_once() -> None:
-    """For a script that loads packages as it is read, before them: Ctrl-C then ends it without a trace.
+    """Have Ctrl-C end a script without a trace while it loads packages: call this before their imports.
 
-    An interrupt within a package's C code would come out as that package's own error. `hear_again` is for `main`.
+    An interrupt within a package's C code would come out as that package's own error. `main` calls `hear_again`.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def hear_again() -> None:
-    """After `end_at_once`: Ctrl-C raises KeyboardInterrupt again. One that is ignored (`nohup`) stays so."""
+    """After `end_at_once`: have Ctrl-C raise KeyboardInterrupt again. If it is ignored (`nohup`), it stays ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def leave_interrupts_to_parent() -> None:
-    """For the processes of a pool: a terminal sends Ctrl-C to each, and the process that made them ends them."""
+    """For the processes of a pool: ignore Ctrl-C. A terminal sends it to each of them, but their parent ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -12,8 +12,8 @@ from sprc.core.errors import InputError
 # What `torchrun` and every launcher that follows PyTorch's `env://` rules set for a group.
 GROUP = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
-# What other launchers set: the number of processes that they have started with this one. An allocation that a shell
-# runs in has SLURM_NTASKS as well: that starts nothing.
+# What other launchers set: how many processes they have started together. SLURM_NTASKS is not in this list: a shell in
+# an allocation has it too, and it starts nothing.
 OTHER_LAUNCHERS = {
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
@@ -55,8 +55,8 @@ class Launch:
 def find_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     """The group that a launcher has put this process in; None for a process that is alone.
 
-    Raises InputError for processes that do not know of each other, each of which would train alone, and for variables
-    that describe no group.
+    Raises InputError if several processes do not know of each other, since each would train alone. Raises it too if
+    the variables describe no group.
     """
     if _number("WORLD_SIZE", environ, 1) == 1 and environ.get("RANK", "0") in ("", "0"):
         _refuse_other_launchers(environ)
@@ -96,7 +96,7 @@ def _refuse_other_launchers(environ: Mapping[str, str]) -> None:
 
 
 def require_one_process() -> None:
-    """For scripts that are no training. Raises InputError if a launcher has started several processes."""
+    """For scripts other than a training: raise InputError if a launcher has started several processes."""
     size = os.environ.get("WORLD_SIZE") or "1"
     if size != "1":
         raise InputError(
@@ -107,7 +107,7 @@ def require_one_process() -> None:
 
 
 def tell_the_launcher(message: str) -> None:
-    """Have `torchrun` repeat this line in its own report, which it prints for every script that fails."""
+    """Hand this line to `torchrun`, which repeats it in its own report on a script that fails."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
@@ -116,14 +116,14 @@ def tell_the_launcher(message: str) -> None:
 
 
 def speaker() -> str:
-    """What stands before an error of this process, once it may be printed.
+    """Wait until this process may print an error -> what to print before it: its rank, or "" for rank 0.
 
-    An error of every process is rank 0's to say: it ends all of them, through the launcher. Another rank waits for
-    that, and speaks of what is its own.
+    Rank 0 prints an error that all processes have, and the launcher then ends the others. So another rank waits: if
+    it is still alive after that, the error is its own.
     """
     if any_rank() == 0:
         return ""
-    local_rank_0 = os.environ.get("LOCAL_RANK", "0") == "0"  # of another machine: it speaks before the rest there
+    local_rank_0 = os.environ.get("LOCAL_RANK", "0") == "0"  # of another machine: it speaks first there
     try:
         time.sleep(SECONDS_FOR_RANK_0 if local_rank_0 else 1.5 * SECONDS_FOR_RANK_0)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ _handles: set[int] = set()  # of this process
 
 
 def _forget_in_child() -> None:
-    """A forked child has a handle of every lock: as long as it lives the lock would outlive a parent that is killed."""
+    """Close the handles that a forked child has inherited: with them a lock would outlive a parent that is killed."""
     for handle in _handles:
         os.close(handle)
     _handles.clear()
@@ -31,7 +31,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def held(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold a folder while this context lasts: a second process waits, or gets an InputError.
 
-    Without locks in its file system a line is printed, and nothing is held. Raises InputError if it cannot be opened.
+    If its file system has no locks, a warning is logged and nothing is held. Raises InputError if it cannot be opened.
     """
     handle = _opened(folder, os.O_RDONLY, folder)
     try:
@@ -43,7 +43,7 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def held_file(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a file that is about to be written, and need not be there: as `held`.
+    """Hold a file that is about to be written, as `held`; it need not exist yet.
 
     While it is held there is a file `path` + ".lock".
     """
@@ -68,7 +68,7 @@ def _lock_file(lock: Path, path: Path, wait: bool) -> int:
         except BaseException:
             _release(handle)
             raise
-        _release(handle)  # who held it has removed it since
+        _release(handle)  # the process that held it has removed it since
 
 
 def _is_at(lock: Path, handle: int) -> bool:

@@ -28,7 +28,7 @@ def naming_place(place: str) -> Iterator[None]:
 
 @contextmanager
 def explained(memory_fix: str) -> Iterator[None]:
-    """Have memory that ran out, a loader process that was killed, and bad input that one met raise InputError."""
+    """Raise InputError if memory runs out, a loader process is killed, or one meets bad input."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -50,7 +50,7 @@ def explained(memory_fix: str) -> Iterator[None]:
 
 
 def loader_fault(message: str, shared: Path = Path("/dev/shm")) -> str:
-    """What a RuntimeError's message says of a process that loads images, and the fix; "" if it is of something else."""
+    """What a RuntimeError's message says of a process that loads images, with the fix; "" for another subject."""
     if any(sign in message for sign in OUT_OF_SHARED_MEMORY):
         free, total = (size / 2**20 for size in (shutil.disk_usage(shared).free, shutil.disk_usage(shared).total))
         return (
@@ -68,7 +68,7 @@ def loader_fault(message: str, shared: Path = Path("/dev/shm")) -> str:
 
 
 def crowded_gpu(error: Exception) -> str:
-    """Where other programs hold most of the GPU that `error` says ran out of memory: that, and the cure; else ""."""
+    """A message with its fix if other programs hold most of the GPU of which `error` speaks; else ""."""
     named = re.search(r"GPU (\d+) has a total", str(error))
     if named is None:
         return ""
@@ -83,7 +83,7 @@ def crowded_gpu(error: Exception) -> str:
 
 
 def training_memory_fix(batch_size: int, micro_batch: int | None = None, cached: bool = False) -> str:
-    """What to say where a training's memory ran out; `cached` where it has a feature cache already."""
+    """What to say if a training's memory runs out; `cached`: whether it has a feature cache already."""
     at_once, or_cache = min(batch_size, micro_batch or batch_size), "" if cached else "`feature_cache` or "
     if at_once == 1:
         return f"one triplet at a time is too much for the memory: use {or_cache}a smaller `backbone`; {NOTHING_NEW}"

@@ -1,4 +1,4 @@
-"""Where the project's folders for data, weights and runs are: its one answer to "where am I?"."""
+"""The folder of the project, below which its folders for data, weights and runs are."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The processes of a training that a launcher starts, one a device: what they tell each other."""
+"""What the processes of a training tell each other; a launcher starts one for each device."""
 
 import logging
 import os
@@ -75,7 +75,7 @@ class World:
         return view
 
     def gather(self, rows: Tensor) -> Tensor:
-        """All ranks' rows, of any number, one below the other, in the order of ranks; without gradients."""
+        """The rows of all ranks as one tensor, in the order of ranks, without gradients; ranks may have any number."""
         if self.size == 1:
             return rows
         lengths = torch.cat(self._from_all(torch.tensor([len(rows)]))).tolist()
@@ -96,7 +96,7 @@ class World:
         return values[0]
 
     def largest(self, *numbers: int) -> list[int]:
-        """The largest of all ranks, number by number. Over the CPU: no rank waits for its GPU."""
+        """The largest of all ranks, number by number. They go over the CPU, so that no rank waits for its GPU."""
         if self.size > 1:
             row = torch.tensor(numbers)
             dist.all_reduce(row, dist.ReduceOp.MAX)
@@ -109,7 +109,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 does this before the others: what it downloads is there for them, what it lacks is their error too."""
+        """Rank 0 does this before the others: they find what it downloads, and an error of rank 0 is raised by all."""
         if not self.is_main:
             error = self.share(None)
             if error is not None:
@@ -128,7 +128,7 @@ ALONE = World()
 
 
 def join_world(device: torch.device) -> World:
-    """Meet the other processes of the launcher: NCCL between CUDA devices, gloo between CPUs. Alone without a launcher.
+    """Meet the other processes of the launcher: NCCL between CUDA devices, gloo between CPUs; `ALONE` without one.
 
     Raises InputError if they do not come.
     """
@@ -136,7 +136,7 @@ def join_world(device: torch.device) -> World:
     if launch is None:
         return ALONE
     if launch.on_this_machine:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on this machine: nobody else is to reach them
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine: nobody else shall reach them
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _impatient(launch):
@@ -146,7 +146,7 @@ def join_world(device: torch.device) -> World:
 
 @contextmanager
 def _impatient(launch: Launch) -> Iterator[None]:
-    """Say whom this process waits for, after some seconds; raise InputError if they have not come in the end."""
+    """Say after some seconds which processes this one waits for. Raise InputError if they never come."""
     awaited = f"all {launch.size} processes at {launch.address} (this one is rank {launch.rank})"
     told = Timer(SECONDS_OF_PATIENCE, partial(logger.warning, f"waiting for {awaited}", extra=EVERY_RANK))
     told.daemon = True
@@ -163,6 +163,6 @@ def _impatient(launch: Launch) -> Iterator[None]:
 
 
 def leave_world() -> None:
-    """Part from the other processes at the end of all work."""
+    """Leave the other processes at the end of all work."""
     if dist.is_initialized():
         dist.destroy_process_group()

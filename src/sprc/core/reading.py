@@ -14,7 +14,7 @@ from sprc.core.errors import InputError, shown
 
 Json = TypeVar("Json", dict, list)
 
-# A character beyond the first 65,536 is written as two of these in JSON; one of them alone is none.
+# JSON writes a character beyond the first 65,536 as two of these; one of them alone is no character.
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -23,7 +23,7 @@ CHECK_PATH = "check its permissions, its folders and its links, or give another 
 
 @contextmanager
 def readable(path: Path, fix: str = CHECK_PATH) -> Iterator[None]:
-    """Have an OSError of reading `path` raise InputError that names it, the reason and the fix."""
+    """Turn an OSError of reading `path` into an InputError that names the file, the reason and the fix."""
     try:
         yield
     except FileNotFoundError as error:
@@ -33,7 +33,7 @@ def readable(path: Path, fix: str = CHECK_PATH) -> Iterator[None]:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` as a home folder. Raises InputError for the home folder of a user that is not there."""
+    """The path with `~` as a home folder. Raises InputError for the home folder of an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -51,7 +51,7 @@ def read_bytes(path: Path, fix: str) -> bytes:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise InputError(f"{path} is a folder, not a file: {fix}")
-        if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(mode):  # reading a pipe would never end
             raise InputError(f"{path} is no regular file: {fix}")
         return path.read_bytes()
 
@@ -59,10 +59,10 @@ def read_bytes(path: Path, fix: str) -> bytes:
 def read_json(path: Path, kind: type[Json], fix: str, paths: bool = False) -> Json:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
-    With `paths` texts may hold what stands for the undecodable bytes of a file's name.
+    With `paths` a text may hold the surrogates that stand for undecodable bytes of a file's name.
 
-    Raises InputError, with the fix, if it is missing, malformed or no `kind`, if an object has a key twice, or a text
-    or key has half of a character (a lone surrogate): these name the entry.
+    Raises InputError, with the fix, if the file is missing, malformed or no `kind`. Raises it, with the entry too, if
+    an object has a key twice, or a text or key has half of a character (a lone surrogate).
     """
     content = parse_json(read_bytes(path, fix), str(path), fix, paths)
     if not isinstance(content, kind):
@@ -91,7 +91,7 @@ def parse_json(raw: bytes, source: str, fix: str, paths: bool = False):
 
 
 def _object(pairs: list[tuple[str, object]], twice: list[tuple[dict, str]]) -> dict:
-    """A JSON object; if a key is in it twice it is added to `twice`."""
+    """A JSON object. If it has a key twice, the object and the key are added to `twice`."""
     entries = dict(pairs)
     if len(entries) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -129,7 +129,7 @@ def _named(place: tuple) -> str:
 def read_csv(path: Path, fix: str) -> list[tuple[int, dict[str, str]]]:
     """(line, column -> text) of every row of a CSV file in UTF-8 whose first line has the names of the columns.
 
-    Raises InputError that names the file, and a column that is there twice, or a line with more or fewer of them.
+    Raises InputError that names the file, and a column that comes twice, or a line with more or fewer columns.
     """
     try:
         text = read_bytes(path, fix).decode("utf-8-sig")

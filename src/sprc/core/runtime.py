@@ -15,8 +15,9 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how numbers are computed: a device, the types that autocast uses in training and in evaluation (float32
-    switches it off), and the processes that compute together.
+    """Where and how numbers are computed: the device, and the processes that compute together.
+
+    `dtype` is what autocast uses in training, `scoring` in evaluation; float32 switches it off.
     """
 
     device: torch.device
@@ -31,10 +32,11 @@ class Runtime:
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
-    """`auto` takes CUDA where there is one, the device of this process's own in a group; and there bf16, or fp16 on a
-    device that does not compute in it, to train, and as upstream fp32 to evaluate (but for the ViT).
+    """The runtime of a device and a precision.
 
-    Raises InputError for what this machine cannot do.
+    Device `auto` is CUDA if this machine has it, else the CPU; in a group of processes each has its own. Precision
+    `auto` trains in bf16 on CUDA, in fp16 on a device without bf16, and in fp32 on the CPU. It evaluates in fp32, as
+    upstream, but for the ViT. Raises InputError for what this machine cannot do.
     """
     chosen = choose_device(device)
     scoring = "fp32" if precision == "auto" else precision
@@ -47,9 +49,10 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu`, `cuda` or `cuda:N`; of `cuda` without a number this process's own in a group.
+    """The device of `auto`, `cpu`, `cuda` or `cuda:N`. In a group, `cuda` is the GPU of this process.
 
-    Raises InputError for any other, and for one that is not there or that all processes of a group would share.
+    Raises InputError for another name, for a device that torch does not see, and for one that all processes of a
+    group would share.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
     if match is None:
@@ -67,7 +70,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _gpu_of_process(given: int | None, launch: Launch) -> int:
-    """The GPU of one of several processes. Raises InputError if nobody says which, or all were to share one."""
+    """The GPU of one of several processes. Raises InputError if nothing says which, or if all would share one."""
     if given is not None:
         if launch.local_size > 1:
             raise InputError(f"`device` cuda:{given} puts {launch.local_size} processes on one GPU: use `device` cuda")
@@ -78,7 +81,7 @@ def _gpu_of_process(given: int | None, launch: Launch) -> int:
 
 
 def best_precision(device: torch.device) -> str:
-    """The precision of `auto` on this device: torch answers for the current one."""
+    """The precision of `auto` on this device. torch answers for the current device, so this one becomes it."""
     if device.type != "cuda":
         return "fp32"
     with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop at the next whole step, where everything can be saved."""
+"""SIGTERM and Ctrl-C as a request to stop after the step in progress, when everything can be saved."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ NOTHING_NEW = "what was saved before stays as it is"
 def leave_signals_to_parent(_worker: int) -> None:
     """A `worker_init_fn`: from now on only the parent of this process can end it with a signal.
 
-    A terminal, `kill` of a group and a batch system signal every process of a run; one that the training process waits
-    for must live until that has saved. Where the system does not say who has sent a signal, all is as it was.
+    A terminal, `kill` of a group and a batch system signal every process of a run. The training process waits for
+    this one, which must live until the run is saved. If the system does not say who sent a signal, nothing changes.
     """
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -43,8 +43,8 @@ class Stopped(BaseException):
 class StopSignals:
     """While this context lasts, the first SIGTERM or SIGINT is kept in `number`; a second one acts at once.
 
-    Within `at_once`, where there is nothing to finish, the first one raises `Stopped` from wherever it comes. Outside
-    of the main thread, where Python allows no handlers, signals act as ever; one that is ignored (`nohup`) stays so.
+    Within `at_once` nothing needs to be finished, and the first one raises `Stopped` in the middle of it. Outside of
+    the main thread Python allows no handlers, and signals act as usual. A signal that is ignored (`nohup`) stays so.
     """
 
     def __init__(self):
@@ -74,7 +74,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For what can be done again, and writes no file: an exception in the middle of a file would hide in it."""
+        """For work that can be done again and writes no file: an exception in the middle of a file could be lost."""
         self.raise_if_asked(NOTHING_NEW)
         self.is_at_once = True
         try:
@@ -83,6 +83,6 @@ class StopSignals:
             self.is_at_once = False
 
     def raise_if_asked(self, saved: str) -> None:
-        """Raise `Stopped` where a signal has come; `saved` says what is on the disk."""
+        """Raise `Stopped` if a signal has come; `saved` says what is on the disk."""
         if self.number is not None:
             raise Stopped(self.number, f"stopped by {signal.Signals(self.number).name}; {saved}")

@@ -1,4 +1,4 @@
-"""The files of a feature cache: made, opened, and checked; their layout is that of `feature_cache`."""
+"""The files of a feature cache: make, open and check them. `feature_cache` says how they are laid out."""
 
 import errno
 import json
@@ -18,19 +18,19 @@ from sprc.core.files import atomic_writer, read_bytes, read_json, unwritable, wr
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
-# Name of a file beside the features -> columns and type of its array.
+# Name of a small file of a cache -> columns and type of its array.
 ARRAYS = {"sizes": ((2,), "<i4"), "crc": ((), "<u4"), "check": ((), "<u4"), "done": ((), "|b1")}
-# What a row's check is over; its seed is the cache's key.
+# What the check of a row covers; its seed is the cache's key.
 CHECKED = np.dtype([("index", "<u4"), ("size", "<i4", 2), ("crc", "<u4")])
 NO_ALLOCATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 BLOCK = 2**20
 
 
 def open_arrays(folder: Path, key: dict) -> dict[str, np.ndarray]:
-    """Name -> array of every file beside the features, as `ARRAYS`.
+    """Name -> array of every small file of a cache, as `ARRAYS`.
 
-    Raises InputError that names the folder if a file is not the array that it should be, or names the image if its
-    size or the checksum of its features is not what was written.
+    Raises InputError that names the folder if a file is not the array that it should be. Raises one that names the
+    image if its size, or the checksum of its features, is not what was written.
     """
     arrays = {name: _read_array(folder, name, key["count"]) for name in ARRAYS}
     done = np.flatnonzero(arrays["done"])
@@ -41,7 +41,7 @@ def open_arrays(folder: Path, key: dict) -> dict[str, np.ndarray]:
 
 
 def map_arrays(folder: Path, key: dict) -> dict[str, np.memmap]:
-    """As `open_arrays`, mapped for writing; rows that are done are not checked, since other ranks write theirs."""
+    """As `open_arrays`, mapped for writing. Rows are not checked, since other ranks write theirs at the same time."""
     found = {}
     for name, (columns, dtype) in ARRAYS.items():
         array = _read_array(folder, name, key["count"])
@@ -51,7 +51,7 @@ def map_arrays(folder: Path, key: dict) -> dict[str, np.memmap]:
 
 
 def row_checks(key: dict, indices, sizes: np.ndarray, crc) -> np.ndarray:
-    """CRC-32 over index, size (n, 2) and features' CRC-32 of every row -> (n,) uint32; other caches have others."""
+    """CRC-32 over index, size (n, 2) and features' CRC-32 of every row -> (n,) uint32; it differs between caches."""
     seed = zlib.crc32(json.dumps(key, sort_keys=True).encode())
     table = np.empty(len(indices), CHECKED)
     table["index"], table["size"], table["crc"] = indices, sizes, crc
@@ -96,10 +96,10 @@ def open_features(folder: Path, key: dict, mode: Literal["r", "r+"]) -> np.memma
 
 
 def unfinished_rows(folder: Path, key: dict) -> list[int]:
-    """Make the files if they are not there -> the rows that are not done.
+    """Make the files if they do not exist -> the rows that are not done.
 
-    The space of all of them is taken first: a disk that fills later would end the process without a word (SIGBUS).
-    Raises InputError if there is too little, or as `open_arrays`.
+    All the space is taken first: if the disk filled later, the process would end without a message (SIGBUS). Raises
+    InputError if there is too little space, or as `open_arrays`.
     """
     made = os.path.lexists(folder / "key.json")
     if made and read_json(folder / "key.json", dict, f"remove {folder}") != key:
@@ -156,7 +156,7 @@ def _allocate(folder: Path, size: int, flags: int = 0) -> None:
 
 
 def _write_again(handle: int, size: int) -> None:
-    """Have every block of a file written, with what is in it already: for file systems without `fallocate`."""
+    """Write every block of a file with its own content: takes the space on a file system without `fallocate`."""
     os.ftruncate(handle, size)
     for start in range(0, size, BLOCK):
         block = os.pread(handle, min(BLOCK, size - start), start)

@@ -9,9 +9,9 @@ A cache is a folder named by the SHA-256 of its key (ViT, preprocess, precision,
     check.npy     (N,) CRC-32 over the row's index, size and CRC-32, seeded with the key's
     done.npy      (N,) whether a row is done: set after all of the above is on the disk
 
-Damage of any of them is found: of the small files when the cache is opened, of a row when it is read. What is not
-found is an image that was replaced by one of the same name, size in bytes and time of modification: its old features
-are used until the folder is removed.
+Damage of any of them is found: of the small files when the cache is opened, of a row when it is read. A replaced image
+is not found if the new one has the same name, size in bytes and time of modification: its old features are used until
+the folder is removed.
 """
 
 import zlib
@@ -28,27 +28,27 @@ from sprc.data.cached_rows import CachedRows
 
 
 class FeatureCache:
-    """A complete cache, opened for reading. Raises InputError where it is incomplete or damaged."""
+    """A complete cache, opened for reading. Raises InputError if it is incomplete or damaged."""
 
     def __init__(self, folder: Path, key: dict, table_device: torch.device | None = None):
         self.folder, self.key = folder, key
         arrays = open_arrays(folder, key)
         if not arrays["done"].all():
-            raise InputError(f"the feature cache {folder} is not complete: run this again to go on with it")
+            raise InputError(f"the feature cache {folder} is not complete: run this again to continue it")
         self.sizes, self.crc = arrays["sizes"], arrays["crc"]
         self.features = open_features(folder, key, "r")
         self.table = None if table_device is None else self._table(table_device)
         self.gives_rows = self.table is not None
 
     def __getstate__(self) -> dict:
-        """For a loader's worker, where it is not forked: it maps the file itself, and has no use for the table."""
+        """For a loader's worker that is not forked: it maps the file itself, and does not use the table."""
         return self.__dict__ | {"features": None, "table": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ = state | {"features": open_features(state["folder"], state["key"], "r")}
 
     def __getitem__(self, index: int) -> FrozenFeatures | CachedRows:
-        """One image's features (T, D); with a table on a device its place there alone, for `take`."""
+        """One image's features (T, D); or with a table on a device its place there, for `take`."""
         if self.gives_rows:
             return CachedRows(torch.tensor(index))
         row = np.array(self.features[index])
@@ -56,7 +56,7 @@ class FeatureCache:
         return FrozenFeatures(torch.from_numpy(row))
 
     def take(self, images: CachedRows) -> FrozenFeatures:
-        """B places -> features (B, T, D) out of the table."""
+        """B places in the table -> their features (B, T, D), on its device."""
         return FrozenFeatures(self.table[images.rows.to(self.table.device, non_blocking=True)])  # pinned by the loader
 
     def _check(self, index: int, row: np.ndarray) -> None:
@@ -64,7 +64,7 @@ class FeatureCache:
             raise InputError(f"the feature cache {self.folder} is damaged at image {index}: remove that folder")
 
     def _table(self, device: torch.device) -> Tensor:
-        """All features on a device. Raises InputError where they do not fit."""
+        """All features on a device. Raises InputError if they do not fit."""
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if self.features.nbytes > 0.8 * free:

@@ -1,4 +1,4 @@
-"""Whether the images of a run are there, before hours of work depend on them: one pass over folders and headers."""
+"""Check that all images of a run exist and can be opened, before hours of work: one pass over folders and headers."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from sprc.data.images import NOT_APPLIED, is_tagged, orientations
 logger = logging.getLogger(__name__)
 
 SHOWN = 3  # files named of each fault
-MOST_REASONS = 5  # told apart in a dataset: a reason may hold a number that is another one in every file
+MOST_REASONS = 5  # told apart in a dataset: a reason may hold a number that differs in every file
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Fault:
     fix: str
 
     def told(self, places: list[str]) -> str:
-        """The fault of these files, of which the first are named."""
+        """The fault of these files; the first few are named."""
         return f"{self.what}, first {', '.join(places[:SHOWN])}: {self.fix}"
 
 
@@ -33,7 +33,7 @@ OTHERS = Fault("cannot be read for other reasons", "copy or download them again"
 
 
 def check_images(*datasets: ImageSet) -> None:
-    """Raise one InputError for all images of the datasets that are not there or are no image by their header.
+    """Raise one InputError for all images of the datasets that are missing, or are no image by their header.
 
     Otherwise logs how many images carry an EXIF orientation.
     """
@@ -52,7 +52,7 @@ def check_images(*datasets: ImageSet) -> None:
 
 
 def _files(datasets: tuple[ImageSet, ...]) -> dict[str, dict[Path, str]]:
-    """Title -> the files of all datasets of that title, each with its path relative to the root."""
+    """Title -> the files of all datasets of that title, each with its path below the root."""
     files: dict[str, dict[Path, str]] = {}
     for dataset in datasets:
         files.setdefault(dataset.title, {}).update(

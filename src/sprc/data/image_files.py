@@ -1,4 +1,4 @@
-"""Which image files are there: folders are listed once, and names are found in the lists."""
+"""Find image files: a folder is listed once, and names are looked up in the list."""
 
 import os
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from pathlib import Path
 from sprc.core.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Of an image of FashionIQ, the first that is there.
+# An image of FashionIQ has the first of these for which a file exists.
 FASHIONIQ_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def file_names(folder: Path) -> list[str]:
-    """The sorted names of what is in a folder; none without a folder. Raises InputError if it cannot be listed."""
+    """The sorted names in a folder; none if it does not exist. Raises InputError if it cannot be listed."""
     try:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -22,9 +22,9 @@ def file_names(folder: Path) -> list[str]:
 
 
 def fashioniq_image_paths(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """name -> path relative to `root`, with the first of `FASHIONIQ_SUFFIXES` that is there, lower case before others.
+    """name -> path below `root`, with the first of `FASHIONIQ_SUFFIXES` that exists, lower case before upper case.
 
-    What is no file comes last, a folder or a link to nothing. An image that is not there gets `.png`.
+    A folder, or a link to nothing, comes after every file. An image that does not exist gets `.png`.
     """
     present: dict[str, list[str]] = {}
     for file in file_names(root / "images"):

@@ -1,7 +1,7 @@
-"""The one way to open an image file: RGB in the stored frame, from the formats that are meant, every fault named.
+"""The one way to open an image file: RGB in the stored frame, of the formats in `FORMATS`, with every fault named.
 
-The stored frame is that of the file's pixels: an EXIF orientation is applied nowhere, as in upstream's code. A TIFF is
-the exception, since Pillow turns it as it opens it, in its size too; it is the same for every reader here.
+The stored frame is that of the file's pixels: an EXIF orientation is never applied, as in upstream's code. A TIFF is
+the exception: Pillow turns its pixels and its size on opening. All readers here agree on it.
 """
 
 import errno
@@ -21,7 +21,7 @@ from sprc.core.errors import ImageError, InputError, first_line
 from sprc.data.png_chunks import has_late_metadata
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # with JPEG also MPO, which cameras store as .jpg
-# What Pillow refuses to open. From half of it on, Pillow warns; such an image is read right.
+# Pillow refuses to open more. It warns from half of this on, but reads such an image correctly.
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 FIXES = {
     errno.EACCES: "make it readable",
@@ -36,7 +36,7 @@ NOT_APPLIED = (
 SAVE_AS = "save it as PNG or JPEG"
 READERS = 16  # threads of a header pass: they wait for the disk
 
-# Pillow's warnings come with a line of source. Here an image is either read right, or an ImageError says why not.
+# Pillow's warnings show a line of source. Here an image is read correctly, or an ImageError says why not.
 for category in (UserWarning, RuntimeWarning):  # the second is that of Image.DecompressionBombWarning
     warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow's errors go to stderr, without a file's name
@@ -45,7 +45,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow's erro
 def open_rgb(path: str | Path) -> Image.Image:
     """The whole image in RGB, in the stored frame, without any tag by which a reader could turn it.
 
-    Raises ImageError where the file cannot be read; `naming_image` tells which file it is.
+    Raises ImageError if the file cannot be read; `naming_image` adds which file it is.
     """
     with _opened(path) as image:
         image.load()
@@ -54,7 +54,7 @@ def open_rgb(path: str | Path) -> Image.Image:
 
 
 def stored_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of what `open_rgb` gives, from the file's header alone. Raises ImageError likewise."""
+    """(width, height) of what `open_rgb` gives, from the file's header alone. Raises ImageError as it."""
     with _opened(path) as image:
         return image.size
 
@@ -78,7 +78,7 @@ def naming_image(name: str, path: Path) -> Iterator[None]:
 
 
 def orientations(paths: Iterable[str | Path]) -> list[int | ImageError]:
-    """`orientation` of every file, in order, or the reason why there is none: a pass over the headers, by threads."""
+    """`orientation` of every file, or its ImageError, in order. Threads read the headers."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(_orientation_or_error, paths))
 
@@ -121,7 +121,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _unidentified(path: str | Path) -> ImageError:
-    """What a file is that is no image of `FORMATS`, by its first bytes: no other decoder is run."""
+    """The error for a file that is no image of `FORMATS`. Its first bytes say what it is; no other decoder runs."""
     with open(path, "rb") as file:
         start = file.read(16).ljust(16, b"\0")
     Image.init()
@@ -141,6 +141,6 @@ def _orientation(image: Image.Image) -> int:
     try:
         # The class's own: that of PngImageFile decodes the whole image first.
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises errors of many types; tags that cannot be read are applied by no one
+    except Exception:  # Pillow raises errors of many types; no reader applies tags that it cannot read
         return 1
     return found if found in range(1, 9) else 1

@@ -15,7 +15,7 @@ from lavis.processors.rgb import as_rgb
 from sprc.core.errors import ImageError, InputError
 from sprc.data.images import MOST_PIXELS
 
-# Half a patch, in pixels of the input frame: a smaller region is not seen by a patch of its own.
+# Half a patch, in pixels of the input frame: no patch of its own sees a smaller region.
 SMALLEST_SIDE = 7
 
 
@@ -51,8 +51,8 @@ class Geometry:
 def input_geometry(width: int, height: int, target_ratio: float, dim: int) -> Geometry:
     """The geometry of an image of `width` x `height` pixels.
 
-    Sides whose ratio is below `target_ratio` are left alone; others are padded, the short side up to the long side
-    divided by the ratio (1 makes a square). The shorter side is then resized to `dim`.
+    If long side / short side is at least `target_ratio`, the short side is padded up to the long side divided by that
+    ratio; a ratio of 1 makes a square. Then the shorter side is resized to `dim`.
     """
     horizontal = vertical = 0
     if target_ratio <= 1 or max(width, height) / min(width, height) >= target_ratio:
@@ -80,7 +80,7 @@ class InputBoxes:
 class Preprocess:
     """RGB, pad to `target_ratio`, resize bicubic to `dim`, crop the centre, CLIP's mean and std. Picklable.
 
-    RGB conversion comes first, so that the padding is black in a palette image too. `move_boxes` takes boxes along.
+    RGB conversion comes first, so that the padding is black in a palette image too. `move_boxes` moves boxes likewise.
     """
 
     target_ratio: float
@@ -109,9 +109,9 @@ class Preprocess:
         return resized.crop((left, top, left + self.dim, top + self.dim))
 
     def move_boxes(self, raw_boxes: Sequence, width: int, height: int) -> InputBoxes:
-        """Boxes xyxy in [0, 1] of a raw image of `width` x `height` pixels -> where the same image shows them.
+        """Boxes xyxy in [0, 1] of a raw image of `width` x `height` pixels -> the same boxes in the input frame.
 
-        They are clipped to the input frame; one whose width or height is then under `SMALLEST_SIDE` pixels is dropped.
+        They are clipped to it. A box whose width or height is then under `SMALLEST_SIDE` pixels is dropped.
         """
         raw = np.asarray(raw_boxes, dtype=np.float64).reshape(-1, 4)
         geometry = input_geometry(width, height, self.target_ratio, self.dim)

@@ -1,4 +1,4 @@
-"""Which frozen ViT a model has: a digest of all its bytes, for feature caches and states of runs."""
+"""A digest of a model's frozen ViT, by which feature caches and states of runs know it again."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over every byte, name, type and shape of the frozen ViT: two ViTs have one fingerprint if they are equal.
+    """SHA-256 over every byte, name, type and shape of the frozen ViT: equal ViTs have equal fingerprints.
 
-    It is computed once, and again if a tensor was replaced, moved or changed in place; a change through `tensor.data`,
-    which torch does not count either, is not seen. EVA-CLIP-g in float16 (2 GB) takes about a second.
+    It is computed once, and again after a tensor was replaced, moved or changed in place. torch does not count a change
+    through `tensor.data`, so this does not see it. EVA-CLIP-g in float16 (2 GB) takes about a second.
     """
     vit = model.get_submodule("visual_encoder")
     tensors = [*vit.parameters(), *vit.buffers()]
@@ -69,8 +69,9 @@ def digest_of(model: nn.Module) -> str:
 
 
 def _contents(tensors: list[Tensor]) -> list[bytes]:
-    """The digest of each tensor's bytes: those of the CPU at once, for hashlib releases the GIL; others one by one, for
-    each needs a copy on the CPU.
+    """The digest of each tensor's bytes.
+
+    Threads work on tensors of the CPU, since hashlib releases the GIL. Others go one by one: each is copied first.
     """
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return [_content(tensor) for tensor in tensors]

@@ -74,8 +74,8 @@ class Qformer(nn.Module):
 def attention_mask(text_mask: Tensor, length: int) -> Tensor:
     """(B, L) text mask -> (B, 1, length, length) boolean mask: the tokens that are not text are always attended.
 
-    [CLS] is always attended too, so that one mask serves passes 1, 2 and 4, whatever stands before the padding. A mask
-    that is ready spares the host synchronisation with which transformers inspects a 2-D one.
+    [CLS] is always attended too. So one mask serves passes 1, 2 and 4, in which other tokens stand before the padding.
+    transformers takes a mask of this shape as it is. A 2-D one it would inspect, and the host would wait for the GPU.
     """
     batch, text_length = text_mask.shape
     extra = text_mask.new_ones(batch, length - text_length)

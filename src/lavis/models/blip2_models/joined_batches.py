@@ -1,4 +1,4 @@
-"""Features of several batches as those of one: what micro-batches and many GPUs need before the losses."""
+"""Join the features of several batches, of micro-batches or of many GPUs, before the losses."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -6,12 +6,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-# An entry of such a name numbers the images of its own batch.
+# An entry whose name ends so numbers the images of its own batch.
 OWNERS = "_owners"
 
 
 def joined_features(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `embed` gave for several batches, in their order, as if it had been one; all have the same names."""
+    """What `embed` gave for several batches, in their order, as of one batch. All have the same names."""
     if len(parts) == 1:
         return parts[0]
     sizes = [len(part["query"]) for part in parts]

@@ -19,7 +19,7 @@ from lavis.common.devices import moved
 from sprc.core.errors import InputError
 
 PREFIX_TOKENS = 1  # CLS
-# Objective -> the parameters of its own: created last in the model, and frozen where they are not used.
+# Objective -> its own parameters. The model creates them last, and freezes those that it does not use.
 OBJECTIVES = {
     "pairs": ("region_proj", "region_logit_scale"),
     "tokens": ("region_proj", "region_logit_scale"),
@@ -36,7 +36,7 @@ TOKENS = {
 
 
 def flatten_boxes(boxes: Sequence | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """B box lists, arrays or tensors (n_i, 4), or None where an image has none -> boxes (N, 4), owners (N,).
+    """B box lists, arrays or tensors (n_i, 4), or None for an image without -> boxes (N, 4), owners (N,).
 
     Raises InputError that names the image in the batch and the box.
     """
@@ -77,7 +77,7 @@ def _require_inside(boxes: np.ndarray, owners: np.ndarray) -> None:
 def grid_size(tokens: int, image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """(height, width) of the patch grid of an input frame of `image_size` = (height, width) pixels.
 
-    Raises InputError where CLS and that grid are not `tokens` tokens.
+    Raises InputError if CLS and that grid are not `tokens` tokens.
     """
     height, width = (side // patch_size for side in image_size)
     if tokens != PREFIX_TOKENS + height * width:
@@ -103,7 +103,7 @@ def pool_regions(image_embeds: Tensor, boxes: Tensor, owners: Tensor, grid: tupl
 
 
 def image_ids(names: Sequence[str] | None, device: torch.device) -> dict[str, Tensor]:
-    """`target_ids` (B,) int64: the same number for the same name, in any batch and on any machine; {} without names."""
+    """`target_ids` (B,) int64: a name has the same number in any batch and on any machine; {} without names."""
     if names is None:
         return {}
     ids = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in names]
@@ -111,7 +111,7 @@ def image_ids(names: Sequence[str] | None, device: torch.device) -> dict[str, Te
 
 
 def same_image(ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """(B, B) bool: whether two places of the batch hold the same image; without ids only a place and itself."""
+    """(B, B) bool: whether two places of the batch hold the same image; without ids each holds an image of its own."""
     ids = torch.arange(batch, device=device) if ids is None else ids
     return ids[:, None] == ids
 
@@ -119,11 +119,11 @@ def same_image(ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
 def tokens_loss(regions: Tensor, owners: Tensor, tokens: Tensor, scale: Tensor, same: Tensor) -> Tensor:
     """Every region of a target finds its own place in the batch through the tokens of each, as a query would.
 
-    With target tokens this is `tokens`: it trains cross-attention and `vision_proj`, the gallery's embedding itself.
-    With the fused queries of reference and sentence it is `compose`: what the two are composed to must hold every
-    object of the target. It trains the fusion path. `both` is the mean of the two, so that query and gallery meet in
-    the same regions. Regions (N, E) and tokens (B, Q, E) are L2-normalised; `same` (B, B) marks places with the same
-    target image, which are no negatives.
+    With target tokens this is `tokens`. It trains cross-attention and `vision_proj`, the gallery's embedding itself.
+    With the fused queries of reference and sentence it is `compose`. The composed query must then hold every object of
+    the target, and the loss trains the fusion path. `both` is the mean of the two: query and gallery meet in the same
+    regions. Regions (N, E) and tokens (B, Q, E) are L2-normalised. `same` (B, B) marks places with the same target
+    image, which are no negatives.
     """
     cosines = regions @ tokens.flatten(0, 1).T  # (N, E) x (E, B Q) -> (N, B Q)
     scores = cosines.view(len(regions), *tokens.shape[:2]).amax(dim=2)  # -> (N, B)
@@ -142,9 +142,9 @@ def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, 
     places = torch.arange(batch, device=owners.device)
     anchors = (owners[:, None] == places).any(dim=0)  # (N, B) -> (B,)
     logits = scale * queries @ regions.T  # (B, E) x (E, N) -> (B, N)
-    best = logits.new_full((batch, batch), -torch.inf)  # a target without regions is no negative
+    best = logits.new_full((batch, batch), -torch.inf)  # stays so for a target without regions: no negative
     best = best.scatter_reduce(1, owners.expand(batch, -1), logits, "amax")  # (B, N) -> (B, B)
-    best = best.masked_fill(~anchors[:, None], 0)  # a row that does not count is finite
+    best = best.masked_fill(~anchors[:, None], 0)  # keeps a row that does not count finite
     # The mean over anchors without picking them: a number of rows that only the GPU knows would make the host wait.
     return (_contrast(best, places, same, "none") * anchors).sum() / anchors.sum()
 
@@ -154,9 +154,9 @@ def pairs_loss(
 ) -> Tensor:
     """Every reference region finds its match in the target image among the regions of the other targets.
 
-    Matches are one to one and have the greatest sum of cosines. Trains `region_proj` and `ln_vision` only: there is no
-    gradient on the Q-Former. Features (N, E) and (M, E) are L2-normalised. Matching waits for the device: it is done on
-    the host.
+    Matches are one to one and have the greatest sum of cosines. The loss trains `region_proj` and `ln_vision` only, and
+    has no gradient on the Q-Former. Features (N, E) and (M, E) are L2-normalised. The host does the matching, and waits
+    for the device.
     """
     cosines = reference @ target.T  # (N, M)
     rows, columns = match_regions(cosines.detach(), reference_owners, target_owners)
@@ -184,7 +184,7 @@ def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple
 
 
 def _contrast(logits: Tensor, labels: Tensor, no_negative: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of the rows; columns marked in `no_negative` count only where they are the label's own."""
+    """Cross-entropy of the rows; a column marked in `no_negative` counts only for rows of its own label."""
     if len(logits) == 0:
         return logits.sum() * 0
     own = F.one_hot(labels, logits.shape[1]).bool()

@@ -98,7 +98,7 @@ class RegionSide(nn.Module):
 
         Args:
             image_embeds: `ln_vision` output (B, P + 1, D), CLS first.
-            boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame; None where there are none.
+            boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
             image_size: (height, width) of the input frame in pixels.
 
         Returns:
@@ -130,7 +130,7 @@ class RegionSide(nn.Module):
             ref_boxes, tgt_boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
             fused: the queries fused with reference and sentence (B, Q, H); `compose` and `both` need them.
             query: composed query features (B, E), L2-normalised; `query` needs them.
-            target_tokens: target tokens (B, Q, E), L2-normalised; computed where an objective lacks them.
+            target_tokens: target tokens (B, Q, E), L2-normalised; computed if None, for an objective with them.
             target_names: B image names; an image that is in the batch more than once is not its own negative.
 
         Returns:
@@ -150,7 +150,10 @@ class RegionSide(nn.Module):
     def region_features(
         self, reference: Tensor, target: Tensor, ref_boxes: Sequence | None, tgt_boxes: Sequence | None, fused: Tensor
     ) -> dict[str, Tensor]:
-        """Regions, their owners, and what the objective needs beside `query` and `target_tokens`."""
+        """Regions, their owners, and what the objective needs in addition to `query` and `target_tokens`.
+
+        Arguments are those of `compute_region_loss`. A subclass may choose other regions.
+        """
         with torch.autocast(target.device.type, enabled=False):
             regions, owners = self._project_regions(target, tgt_boxes)
             features = {"regions": regions, "region_owners": owners}
@@ -162,7 +165,7 @@ class RegionSide(nn.Module):
             return features
 
     def region_loss(self, features: dict[str, Tensor | None], batch: int) -> Tensor:
-        """The objective's loss of the features of `batch` images."""
+        """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
         regions, owners = features["regions"], features["region_owners"]
         with torch.autocast(regions.device.type, enabled=False):
             scale, same = self.region_scale, same_image(features.get("target_ids"), batch, regions.device)
@@ -184,12 +187,13 @@ class RegionSide(nn.Module):
         return features
 
     def _zero_of_region_parameters(self) -> Tensor:
-        """0, with a gradient of 0 on all that the objective trains: a batch without regions has a valid graph."""
+        """0, with a gradient of 0 on all that the objective trains: so a batch without regions has a valid graph."""
         own = (getattr(self, name) for name in OBJECTIVES[self.region_objective])
         parameters = (p for part in own for p in ([part] if isinstance(part, nn.Parameter) else part.parameters()))
         return 0 * sum(parameter.sum() for parameter in parameters)
 
     def boxes_of(self, samples: dict) -> tuple[Sequence | None, Sequence | None]:
+        """The boxes of references and targets. Raises InputError if the samples have none."""
         names = ("region_boxes", "target_region_boxes")
         absent = [name for name in names if name not in samples]
         if absent:
