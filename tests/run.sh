@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests; flags go to pytest. Makes its environment by itself if the active one lacks something.
+# Run the quick tests; flags go to pytest. Makes its environment by itself if the active one lacks something.
+# -m "not slow" adds those that start processes and send signals, which .ci/run wants too; -m slow runs the long ones.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=roi_align_integration/tools/setup_env.sh
