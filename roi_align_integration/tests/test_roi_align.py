@@ -148,10 +148,10 @@ def test_a_step_of_training(model):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run every test of this file on one model; print each result and the pass rate; 0 where all passed."""
+    """Run every test of this file on one model; print each result and the pass rate; returns 0 if all passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="tiny", help="tiny, pretrain, pretrain_vitL, or a model's YAML file")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA if there is any)")
     args = parser.parse_args(argv)
     model = build_model(args.backbone, args.device)
     tests = [(name, value) for name, value in globals().items() if name.startswith("test_")]

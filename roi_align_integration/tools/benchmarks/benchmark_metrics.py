@@ -107,7 +107,7 @@ def _naive_means(values: list[float], recall_at5: float, group_recall_at1: float
 
 
 def save_case(annotations: Path | None, folder: Path) -> None:
-    """Write the score matrix and the names to `folder`; made-up annotations where `annotations` is None."""
+    """Write the score matrix and the names to `folder`; the annotations are made up if `annotations` is None."""
     import numpy as np
 
     captions, names = made_up_annotations() if annotations is None else load_annotations(annotations)

@@ -101,7 +101,7 @@ def table_line(args: argparse.Namespace, machine: str, row: str, found: dict) ->
 def whole_training(found: dict[str, dict]) -> str:
     """50 epochs of CIRR, computed from the measured parts."""
     if not {"cached", "build", "validation"} <= found.keys():
-        return "50 epochs of CIRR can be computed where cached, build and validation are measured"
+        return "50 epochs of CIRR can be computed if cached, build and validation are measured"
     parts = {
         "cache": CIRR_IMAGES / found["build"]["rate"],
         "training": CIRR_EPOCHS * CIRR_TRIPLETS / found["cached"]["rate"],

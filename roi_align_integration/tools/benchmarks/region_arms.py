@@ -72,8 +72,8 @@ class Weight:
 class Arm:
     """What one row of the table trains with; `objective` None is SPRC without regions.
 
-    `weights` are the settings to try, the first of which is taken where nothing was tuned; an arm without regions tries
-    as many learning rates. `make_boxes` makes the arm's box file out of the true one.
+    `weights` are the settings to try; the first of them is taken if nothing was tuned. An arm without regions tries as
+    many learning rates. `make_boxes` makes the arm's box file out of the true one.
     """
 
     title: str
@@ -86,7 +86,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class BoxSource:
-    """What a box maker may need: the seed, and where the image of a name lies."""
+    """What a box maker may need: the seed, and the path of the image of a name."""
 
     seed: int
     image_path: Callable[[str], Path]
@@ -96,7 +96,7 @@ class BoxSource:
 
 
 def permuted(boxes: Boxes, source: BoxSource) -> Boxes:
-    """Every image has the boxes of another one: the same boxes, none where it belongs."""
+    """Every image has the boxes of another one: the same boxes, none in its own place."""
     names = list(boxes)
     source.rng("permuted").shuffle(names)
     return {name: boxes[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
@@ -116,7 +116,7 @@ def detector_like(
     boxes: Boxes, source: BoxSource, jitter: float = 0.1, missed: float = 0.2, spurious: float = 0.2
 ) -> Boxes:
     """Boxes as a detector finds them: every border moved by a normal `jitter` of the box's side, a part of them missed,
-    and now and then a box where nothing is.
+    and now and then a box of nothing.
     """
     rng = source.rng("detector")
     return {name: list(_detected(regions, rng, jitter, missed, spurious)) for name, regions in boxes.items()}
@@ -132,7 +132,7 @@ def _detected(regions: list[Region], rng: random.Random, jitter: float, missed: 
 
 
 def _jittered(region: Region, rng: random.Random, jitter: float) -> Region:
-    """The region with moved borders, inside the image; the region itself where nothing would be left of it."""
+    """The region with moved borders, inside the image; the region itself if nothing would be left of it."""
     x1, y1, x2, y2 = region.box
     sides = (x2 - x1, y2 - y1) * 2
     moved = [
@@ -187,7 +187,7 @@ ARMS = {
 
 
 def box_file_of(name: str, true_file: Path, source: BoxSource, folder: Path) -> Path | None:
-    """The box file of an arm, made where it is not there; None for an arm without regions."""
+    """The box file of an arm, made if it is not there; None for an arm without regions."""
     arm = ARMS[name]
     if arm.objective is None or arm.make_boxes is None:
         return None if arm.objective is None else true_file
@@ -199,6 +199,6 @@ def box_file_of(name: str, true_file: Path, source: BoxSource, folder: Path) -> 
 
 
 def image_paths(data_path: Path) -> Callable[[str], Path]:
-    """Where the training image of a name lies, in CIRR's layout."""
+    """The path of the training image of a name, in CIRR's layout."""
     split = read_image_split(data_path, "train")
     return lambda name: data_path / split[name]

@@ -37,7 +37,7 @@ def trials(arm: str) -> list[tuple[float, Weight | None]]:
 
 
 def chosen_setting(arm: str, rows: list[Row]) -> tuple[float, Weight | None]:
-    """The trial of the best mean recall@1 at the last step of the tuning runs; the first where there are none."""
+    """The trial of the best mean recall@1 at the last step of the tuning runs; the first if there are none."""
 
     def score(trial: tuple[float, Weight | None]) -> float:
         found = [r.recall_at1 for r in rows if r.stage == "tune" and r.arm == arm and r.step == r.steps

@@ -46,7 +46,7 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file, none where it is not there. Raises InputError that names the line."""
+    """The rows of a CSV file, none if it is not there. Raises InputError that names the line."""
     if not path.is_file():
         return []
     kinds, rows, fix = {field.name: field.type for field in fields(Row)}, [], "remove the line, or the file"
@@ -65,7 +65,7 @@ def append_rows(path: Path, rows: list[Row]) -> None:
 
 
 def final_rows(rows: list[Row]) -> dict[str, dict[int, Row]]:
-    """Arm -> seed -> the last step's row. Raises InputError where an arm was run with two settings."""
+    """Arm -> seed -> the last step's row. Raises InputError if an arm was run with two settings."""
     finals: dict[str, dict[int, Row]] = defaultdict(dict)
     settings: dict[str, tuple] = {}
     for row in rows:
@@ -102,7 +102,7 @@ def mean_curve(rows: list[Row], arm: str, metric: str) -> tuple[list[int], list[
 
 
 def steps_to_reach(rows: list[Row], arm: str, recall: float) -> float:
-    """After how many steps the mean R@1 first is `recall`, linear between validations; infinity where it never is."""
+    """After how many steps the mean R@1 first is `recall`, linear between validations; infinity if it never is."""
     steps, means = mean_curve(rows, arm, "recall_at1")
     before_step, before = 0, 0.0
     for step, mean in zip(steps, means, strict=True):

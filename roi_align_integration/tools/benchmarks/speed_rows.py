@@ -68,14 +68,14 @@ class Row:
         return self.args.folder / f"{self.args.backbone}.pt"
 
     def prepare(self) -> None:
-        """Files, and the feature cache where a row reads it: its making would count for the memory of that row."""
+        """Files, and the feature cache if a row reads it: making it there would count for the memory of that row."""
         self.make_files()
         sources = {"cached": self.triplets, "cached+regions": self.triplets, "validation": self.tasks}
         for use in {sources[row] for row in self.args.rows if row in sources}:
             use()
 
     def make_files(self) -> None:
-        """Images, and random weights as a checkpoint: the frozen ViT is then read from disk where it is used."""
+        """Images, and random weights as a checkpoint: the frozen ViT is then read from disk when it is used."""
         images, triplets = max(12, 2 * self.batch_size), self.args.steps * self.batch_size
         few = {"test_images": 6, "test_triplets": 2}
         settings = DemoSettings(max(images, triplets), triplets, val_images=images, val_triplets=2 * images, **few)

@@ -20,12 +20,12 @@ TOLERANCE = 1e-4
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--environment", type=user_path, default=DATA / "lavis_env", help="made where it is not there")
+    parser.add_argument("--environment", type=user_path, default=DATA / "lavis_env", help="made if it is not there")
     return parser
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Print and return the largest difference of each output. Raises InputError where one is above the tolerance."""
+    """Print and return the largest difference of each output. Raises InputError if one is above the tolerance."""
     args = build_parser().parse_args(argv)
     python = make_environment(args.environment)
     inputs, outputs = DATA / "lavis_inputs.pt", DATA / "lavis_outputs.pt"
@@ -106,14 +106,14 @@ def randomize(module):
 
 
 def compare(ours: dict, mask, path: Path) -> dict[str, float]:
-    """Largest difference of every output; where there is text, over what is not padding, `mask` (B, L)."""
+    """Largest difference of every output; of text only over what is not padding, `mask` (B, L)."""
     import torch
 
     differences = {}
     for name, expected in torch.load(path, weights_only=True).items():
         difference = (ours[name] - expected).abs().amax(dim=-1)  # (B, tokens)
         if name in ("fusion", "text"):
-            difference[:, -mask.shape[1] :][mask == 0] = 0  # nothing reads what stands behind the text
+            difference[:, -mask.shape[1] :][mask == 0] = 0  # nothing reads what comes after the text
         differences[name] = difference.max().item()
     return differences
 

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Load, check and write. Raises InputError where the input does not fit, or the output is there already."""
+    """Load, check and write. Raises InputError if the input does not fit, or the output is there already."""
     args = build_parser().parse_args(argv)
     if args.output.exists():
         raise InputError(f"{args.output} exists: remove it, or give another name")
@@ -86,7 +86,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def hub_config(model) -> dict:
-    """The hub's `config.json`. Raises InputError where transformers' BLIP-2 has no such ViT."""
+    """The hub's `config.json`. Raises InputError if transformers' BLIP-2 has no such ViT."""
     vision, qformer = model.config.vision, model.config.qformer
     if vision.encoder != "eva_clip_g":
         raise InputError("transformers' BLIP-2 has only the ViT of EVA-CLIP-g: write --format sprc or safetensors")

@@ -9,7 +9,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--backbone", default="pretrain", help="pretrain, pretrain_vitL, or a model's YAML file")
     parser.add_argument("--weights", metavar="PATH", help="look here instead of the default places")
-    parser.add_argument("--no-download", action="store_true", help="only look; status 2 where something is missing")
+    parser.add_argument("--no-download", action="store_true", help="only look; status 2 if something is missing")
     return parser
 
 

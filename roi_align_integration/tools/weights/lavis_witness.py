@@ -1,7 +1,7 @@
 """Runs inside the environment that `compare_with_lavis.py` makes: LAVIS's own ViTs and Q-Former on given weights.
 
 `lavis/__init__.py` imports everything that LAVIS has, with some forty packages. The three modules that are needed here
-are imported without it: their parent packages are entered as empty ones that only know where they lie.
+are imported without it: their parent packages are entered as empty ones that know only their own folder.
 """
 
 import importlib

@@ -14,7 +14,7 @@ from sprc.core.places import REPOSITORY
 DEFAULT_WEIGHTS = REPOSITORY / "models" / "yolo" / "yolov8n.pt"
 INSTALL = "pip install ultralytics (its licence is AGPL-3.0), or use --method saliency"
 REPAIR = (
-    "it is there, but does not load. Where libGL or glib is missing: apt install libgl1 libglib2.0-0, or without root"
+    "it is there, but does not load. If libGL or glib is missing: apt install libgl1 libglib2.0-0, or without root"
     " pip uninstall opencv-python, then pip install opencv-python-headless; or use --method saliency"
 )
 

@@ -157,7 +157,7 @@ def single_changes(changing: SceneObject, fixed: tuple[SceneObject, ...], diffic
 
 
 def change_between(old: SceneObject | None, new: SceneObject | None) -> str | None:
-    """The kind of change from one variant to another, where one caption says it: else None."""
+    """The kind of change from one variant to another if one caption can say it, else None."""
     if old is None or new is None:
         return "add" if old is None else "remove"
     changed = [kind for name, kind in ATTRIBUTE_CHANGES.items() if getattr(old, name) != getattr(new, name)]
