@@ -331,7 +331,7 @@ CASES = [
     Case("flags", "a negative loss weight", "--loss-align must be", flags=("--loss-align", "-1")),
     Case("flags", "a negative seed", "--seed must be", flags=("--seed", "-1")),
     Case("flags", "negative workers", "--num-workers must be at least 0", flags=("--num-workers", "-1")),
-    Case("flags", "no triplets", "--max-triplets at least 1", flags=("--max-triplets", "0")),
+    Case("flags", "no triplets", "--max-triplets must be above 0", flags=("--max-triplets", "0")),
     Case("flags", "an unknown transform", "invalid choice: 'crop'", flags=("--transform", "crop")),
     Case("flags", "a ratio below 1", "at least 1, not 0.5", flags=("--target-ratio", "0.5")),
     Case("flags", "an infinite ratio", "at least 1, not inf", flags=("--target-ratio", "inf")),
@@ -354,5 +354,5 @@ CASES = [
     Case("flags", "saving at no time", "--save-every is epoch", flags=("--save-every", "infm")),
     Case("flags", "the home folder of nobody", "write the whole path", flags=("--data-path", "~nobody_of_this_name/x")),
     Case("flags", "no run to go on with", "there is no training_state.pt", flags=("--resume", "{folder}")),
-    Case("flags", "FashionIQ's gallery for CIRR", "is for FashionIQ", flags=("--gallery", "captions")),
+    Case("flags", "FashionIQ's gallery for CIRR", "is not for CIRR", flags=("--gallery", "captions")),
 ]  # fmt: skip

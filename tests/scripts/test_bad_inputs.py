@@ -143,7 +143,7 @@ def test_any_annotation_is_read_or_refused(demo, tmp_path_factory, changes, remo
     content = entries if whole is None else whole
     (folder / "cirr" / "captions" / "cap.rc2.train.json").write_text(json.dumps(content))
     found = read_or_refuse(CIRRDataset, "train", "relative", targetpad_transform(dim=56), None, folder)
-    assert found is None or all(isinstance(entry["caption"], str) for entry in found.triplets)
+    assert found is None or all(isinstance(query.caption, str) for query in found.queries)
 
 
 @pytest.fixture(scope="module")

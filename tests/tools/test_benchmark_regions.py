@@ -295,9 +295,9 @@ def test_a_box_file_needs_a_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--schedule-epochs", "3", "--num-epochs", "4"], "--schedule-epochs 3 is less"),
-        (["--warmup", "1"], "--warmup is a part"),
-        (["--use-region-loss", "--box-file", "b.json", "--loss-region-until", "0.5"], "beside --loss-region"),
+        (["--schedule-epochs", "3", "--num-epochs", "4"], "`schedule_epochs` 3 is less"),
+        (["--warmup", "1"], "`warmup` is a part"),
+        (["--use-region-loss", "--box-file", "b.json", "--loss-region-until", "0.5"], "beside `loss_region`"),
         (["--use-region-loss", "--box-file", "b", "--loss-region", "1", "--loss-region-until", "2"], "up to 1"),
     ],
 )
@@ -315,7 +315,7 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
     rising = TrainConfig(dataset="FashionIQ", num_epochs=30, schedule_epochs=60).schedule()
     assert rising["pct_start"] * rising["epochs"] == 1.5
     weights = TrainConfig(
-        "CIRR", use_region_loss=True, box_file=tmp_path, loss_region=0.2, loss_region_until=0.5
+        dataset="CIRR", use_region_loss=True, box_file=tmp_path, loss_region=0.2, loss_region_until=0.5
     ).loss_weights
     assert [weights(progress)["loss_region"] for progress in (0, 0.25, 0.5)] == [0.2, 0.1, 0]
 

@@ -23,6 +23,7 @@ from sprc.boxes.saliency import saliency_boxes
 from sprc.boxes.yolo import Detector
 from sprc.core.errors import InputError
 from sprc.data.preprocess import targetpad_transform
+from sprc.data.triplets import ImageRegions
 
 
 class FakeYolo:
@@ -94,8 +95,8 @@ def test_every_tool_sees_a_tagged_image_as_it_is_stored(tmp_path, demo_copy, fak
     assert {array.shape for array in fake_yolo.given} == {(400, 800, 3)}
     assert dataset.get_image_size(image) == (800, 400)
 
-    dataset.use_boxes(boxes)
-    pixels, (box,), _ = dataset.load_regions(image)
+    (box,), _ = ImageRegions(boxes, dataset, [image]).of(image, dataset.get_image_size(image))
+    pixels = dataset.load_image(image)
     assert iou(box.tolist(), expected) > 0.9
     blue = pixels[2] - pixels[0] > 1
     assert (blue[:26, :26].all(), bool(blue[:, 30:].any()), bool(blue[30:].any())) == (True, False, False)

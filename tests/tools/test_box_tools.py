@@ -219,7 +219,7 @@ def test_wrong_input_is_answered(tmp_path, demo):
     for flags, part in (
         (["--images", str(tmp_path / "none")], "no folder"),
         (["--images", str(tmp_path)], "has no image"),
-        (["--cirr-root", str(tmp_path / "none")], "--data-path"),
+        (["--cirr-root", str(tmp_path / "none")], "`data_path`"),
         (["--cirr-root", str(demo), "--confidence", "2"], "--confidence"),
         (["--images", str(demo), "--all-splits"], "--all-splits"),
     ):
