@@ -79,8 +79,7 @@ def test_a_command_ends_as_its_script_does(installed, tmp_path):
 def test_the_model_tiny_runs_from_the_wheel(installed, tmp_path):
     answer = run(installed, tmp_path, "python", "-c", TINY)
     assert answer.returncode == 0, answer.stderr
-    report, model, places, repository = answer.stdout.splitlines()
-    assert report == "weights: random"
+    model, places, repository = answer.stdout.splitlines()[-3:]
     assert all(Path(file).is_relative_to(installed) for file in (model, places))
     assert repository == str(tmp_path)
 
