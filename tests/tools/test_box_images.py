@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import AVIF
+from box_runs import iou, run
 from PIL import Image, ImageOps
-from test_box_tools import iou, run
 from visualize_boxes import main as visualize
 
 from data_utils import CIRRDataset

@@ -4,12 +4,10 @@ import json
 import re
 import subprocess
 import sys
-import time
-from argparse import Namespace
 
 import generate_cirr_boxes
-import numpy as np
 import pytest
+from box_runs import iou, run
 from generate_boxes_example import main as make_example
 from generate_cirr_boxes import main as generate
 from PIL import Image
@@ -17,20 +15,9 @@ from training_flags import at_once
 
 from lavis.datasets.region_boxes import load_boxes
 from sprc.boxes import detection
-from sprc.boxes.box_files import read_progress
-from sprc.boxes.saliency import otsu_threshold, saliency_boxes, spectral_residual
 from sprc.boxes.yolo import import_ultralytics
 from sprc.core.errors import InputError
 from sprc.demo.dataset import DemoSettings, make_demo_dataset
-from sprc.demo.scenes import COLOURS
-
-
-def iou(a, b) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
 
 
 def share_found(found: dict, expected: dict) -> float:
@@ -41,12 +28,6 @@ def share_found(found: dict, expected: dict) -> float:
         for region in regions
     ]
     return sum(hits) / len(hits)
-
-
-def run(tmp_path, *flags, name="boxes.json", workers="0"):
-    output = tmp_path / name
-    generate([*flags, "--output", str(output), "--num-workers", workers])
-    return load_boxes(output)
 
 
 def test_saliency_finds_most_objects_of_the_demo_dataset(demo, tmp_path):
@@ -84,52 +65,6 @@ def test_saliency_on_photographs(shared, tmp_path):
     share = share_found(found, load_boxes(shared / "photos" / "cards_boxes.json"))
     print(f"cards found at IoU 0.5: {100 * share:.1f} %")
     assert share > 0.4
-
-
-def test_saliency_is_quick_at_cirrs_size():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (375, 500, 3), dtype=np.uint8))
-    image.paste(COLOURS["red"], (100, 100, 220, 260))
-    start = time.process_time()
-    for _ in range(10):
-        found = saliency_boxes(image)
-    rate = 10 / (time.process_time() - start)
-    print(f"{rate:.0f} images a second of CPU time")
-    assert rate > 10
-    assert iou(found[0].box, (0.2, 100 / 375, 0.44, 260 / 375)) > 0.8
-
-
-def test_limits_and_order(demo):
-    image = Image.new("RGB", (200, 100), "white")
-    for i, side in enumerate((10, 20, 30, 24)):
-        image.paste((200, 0, 40 * i), (10 + 48 * i, 30, 10 + 48 * i + side, 30 + side))
-    regions = saliency_boxes(image, min_area=0.01)
-    areas = [(r.box[2] - r.box[0]) * (r.box[3] - r.box[1]) for r in regions]
-    assert len(regions) == 3
-    assert areas == sorted(areas, reverse=True)
-    assert len(saliency_boxes(image, min_area=0.01, max_boxes=2)) == 2
-    assert all(0 < region.score <= 1 for region in regions)
-
-
-@pytest.mark.parametrize(
-    "image", [Image.new("RGB", (50, 40), "grey"), Image.new("L", (1, 1)), Image.new("P", (3, 900))]
-)
-def test_plain_and_odd_images_have_no_box(image):
-    assert saliency_boxes(image) == []
-
-
-def test_the_residual_stands_out_where_the_image_does():
-    channel = np.random.default_rng(0).normal(0, 0.05, (48, 64))
-    channel[20:26, 30:36] += 1
-    row, column = np.unravel_index(spectral_residual(channel).argmax(), channel.shape)
-    assert 17 <= row <= 29
-    assert 27 <= column <= 39
-
-
-def test_otsu_parts_two_classes():
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0.2, 0.02, 500), rng.normal(0.8, 0.02, 100)])
-    assert 0.25 < otsu_threshold(values) < 0.75
-    assert otsu_threshold(np.zeros(9)) >= 0
 
 
 def test_the_number_of_workers_changes_nothing(demo, tmp_path):
@@ -250,55 +185,7 @@ def test_example_boxes(demo, tmp_path):
         make_example(["--cirr-root", str(tmp_path), "--kind", "ground-truth"])
 
 
-def test_what_regions_cost_is_measured(capsys):
-    from benchmark_region_cost import main as benchmark
-
-    ratios = benchmark(["--batch-size", "2", "--repeats", "1", "--device", "cpu"])
-    assert list(ratios) == ["loading", "forward", "training step"]
-    assert all(ratio > 0 for ratio in ratios.values())
-    assert "with regions" in capsys.readouterr().out
-
-
-@pytest.mark.integration
-def test_speed_is_measured(tmp_path, capsys):
-    from benchmark_speed import main as benchmark
-    from benchmark_speed import whole_training
-
-    table, rows = tmp_path / "table.md", ["upstream", "cached+regions", "validation"]
-    flags = ["--backbone", "tiny", "--batch-size", "2", "--steps", "1", "--threads", "1", "--device", "cpu"]
-    found = benchmark([*flags, "--folder", str(tmp_path / "data"), "--table", str(table), "--rows", *rows])
-    assert set(found) == {"prepare", *rows}
-    assert all(found[row]["rate"] > 0 and found[row]["gib"] > 0 for row in rows)
-    assert all(0 < found[row]["share"] < 1 and found[row]["precision"] == "float32" for row in rows[:2])
-    assert table.read_text().splitlines()[2:] == capsys.readouterr().out.splitlines()[-4:-1]
-    parts = {
-        "build": {"rate": 19236 / 60},
-        "cached": {"rate": 50 * 28225 / 120},
-        "validation": {"rate": 4181 * 50 / 60},
-    }
-    assert "rows: 4.0 minutes (cache 1.0, training 2.0, validation 1.0)" in whole_training(parts)
-
-
-def test_only_rows_from_the_cache_take_its_place(tmp_path):
-    from speed_rows import Row
-
-    from sprc.core.runtime import choose_runtime
-
-    flags = {"folder": tmp_path, "steps": 1, "micro_batch": None, "num_workers": 0, "cache_device": "cuda"}
-    for name, place in {"upstream": "cpu", "plain+regions": "cpu", "cached": "cuda", "validation": "cuda"}.items():
-        row = Row(Namespace(row=name, **flags), 2, choose_runtime("cpu"))
-        assert row.config.cache_device == place
-
-
 # --- YOLO -------------------------------------------------------------------------------------------------------------
-
-
-def test_an_ultralytics_that_does_not_load_is_not_to_be_installed_again(tmp_path, monkeypatch):
-    (tmp_path / "ultralytics.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "ultralytics", raising=False)
-    with pytest.raises(InputError, match=r"libGL\.so\.1.* apt install libgl1"):
-        import_ultralytics()
 
 
 def test_yolo_without_ultralytics_says_how_to_get_it(demo, monkeypatch, tmp_path):
@@ -343,19 +230,6 @@ def test_a_pickle_is_refused(demo, yolo_weights, tmp_path):
     with pytest.raises(InputError, match="cannot be used"):
         run(tmp_path, "--cirr-root", str(demo), "--method", "yolo", "--yolo-weights", str(evil))
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "line", [b"{", b"[]", b'{"name": "a"}', b'{"name": "a", "regions": [{"x": 1}]}', b'"\xff"', b"7"]
-)
-def test_a_damaged_progress_file_is_named(tmp_path, line):
-    path = tmp_path / "boxes.json.progress"
-    good = b'{"name": "b", "regions": [], "method": "saliency", "error": ""}'
-    path.write_bytes(b"recipe\n" + good + b"\n" + line + b"\n")
-    with pytest.raises(InputError, match=r"boxes\.json\.progress, line 3,? .*remove the file"):
-        read_progress(path, "recipe")
-    path.write_bytes(b"recipe\n" + good + b"\n" + line)  # cut off: it is made again
-    assert list(read_progress(path, "recipe")) == ["b"]
 
 
 def test_boxes_that_are_made_are_found_on_a_disk_that_can_be_read_alone(demo, small_disk):

@@ -1,0 +1,42 @@
+"""The measurements of speed and of what regions cost."""
+
+from argparse import Namespace
+
+
+def test_what_regions_cost_is_measured(capsys):
+    from benchmark_region_cost import main as benchmark
+
+    ratios = benchmark(["--batch-size", "2", "--repeats", "1", "--device", "cpu"])
+    assert list(ratios) == ["loading", "forward", "training step"]
+    assert all(ratio > 0 for ratio in ratios.values())
+    assert "with regions" in capsys.readouterr().out
+
+
+def test_speed_is_measured(tmp_path, capsys):
+    from benchmark_speed import main as benchmark
+    from benchmark_speed import whole_training
+
+    table, rows = tmp_path / "table.md", ["upstream", "cached+regions", "validation"]
+    flags = ["--backbone", "tiny", "--batch-size", "2", "--steps", "1", "--threads", "1", "--device", "cpu"]
+    found = benchmark([*flags, "--folder", str(tmp_path / "data"), "--table", str(table), "--rows", *rows])
+    assert set(found) == {"prepare", *rows}
+    assert all(found[row]["rate"] > 0 and found[row]["gib"] > 0 for row in rows)
+    assert all(0 < found[row]["share"] < 1 and found[row]["precision"] == "float32" for row in rows[:2])
+    assert table.read_text().splitlines()[2:] == capsys.readouterr().out.splitlines()[-4:-1]
+    parts = {
+        "build": {"rate": 19236 / 60},
+        "cached": {"rate": 50 * 28225 / 120},
+        "validation": {"rate": 4181 * 50 / 60},
+    }
+    assert "rows: 4.0 minutes (cache 1.0, training 2.0, validation 1.0)" in whole_training(parts)
+
+
+def test_only_rows_from_the_cache_take_its_place(tmp_path):
+    from speed_rows import Row
+
+    from sprc.core.runtime import choose_runtime
+
+    flags = {"folder": tmp_path, "steps": 1, "micro_batch": None, "num_workers": 0, "cache_device": "cuda"}
+    for name, place in {"upstream": "cpu", "plain+regions": "cpu", "cached": "cuda", "validation": "cuda"}.items():
+        row = Row(Namespace(row=name, **flags), 2, choose_runtime("cpu"))
+        assert row.config.cache_device == place
