@@ -11,10 +11,11 @@ LAYERS = (
     ("sprc.core",),
     ("lavis",),
     ("sprc.data",),
-    ("sprc.benchmarks", "sprc.boxes", "sprc.demo"),
+    ("sprc.benchmarks", "sprc.boxes"),
+    ("sprc.demo",),
     ("sprc.retrieval",),
     ("sprc.training",),
-    ("data_utils", "blip_fine_tune_2", "blip_validate", "cirr_test_submission"),
+    ("data_utils", "validate_blip", "blip_fine_tune_2", "blip_validate", "cirr_test_submission"),
 )
 LEVEL_OF = {package: level for level, row in enumerate(LAYERS) for package in row}
 MODULES = [path for path in SOURCE.rglob("*.py") if path.parent.name != "sprc"]

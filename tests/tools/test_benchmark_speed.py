@@ -2,6 +2,8 @@
 
 from argparse import Namespace
 
+import pytest
+
 
 def test_what_regions_cost_is_measured(capsys):
     from benchmark_region_cost import main as benchmark
@@ -12,6 +14,7 @@ def test_what_regions_cost_is_measured(capsys):
     assert "with regions" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_speed_is_measured(tmp_path, capsys):
     from benchmark_speed import main as benchmark
     from benchmark_speed import whole_training

@@ -23,8 +23,8 @@ class DataOptions:
 
     dataset: str = option("CIRR or FashionIQ, in any case", default=...)
     data_path: Path | None = option("folder of the dataset (default: cirr_dataset or fashionIQ_dataset, here)")
-    gallery: str = option(
-        "FashionIQ: rank every image of the split list, or with captions only those that captions name", default="split"
+    gallery: str | None = option(
+        "FashionIQ: rank every image of the split list, or with captions only those that captions name (default: split)"
     )
     transform: str = option("how an image is padded", default="targetpad", choices=("targetpad", "squarepad"))
     target_ratio: float = option("targetpad: longer images are padded to this ratio", default=1.25)

@@ -201,8 +201,8 @@ class TrainConfig(OutputOptions, RegionOptions, OptimisationOptions, TrainingInp
         return None if self.box_file is None else BoxOptions(self.box_file, self.max_regions)
 
     def settings(self) -> dict[str, Any]:
-        """Every setting by name, with the plan's values: what a run's files hold."""
-        return asdict(self) | asdict(self.plan)
+        """Every setting by name, with the values of preset and benchmark: what a run's files hold."""
+        return asdict(self) | asdict(self.plan) | {"gallery": self.benchmark.gallery}
 
     def _check_schedule(self) -> None:
         planned, needed = self.schedule_epochs, self.begun_epochs
