@@ -43,18 +43,9 @@ def target_ranks(scores: Tensor, target_columns: Tensor, excluded_columns: Tenso
 
 
 def group_ranks(scores: Tensor, target_columns: Tensor, group_columns: Tensor) -> Tensor:
-    """Rank of every query's target among the images of its group alone, 0 for the best.
+    """Rank of every query's target among the images of its group alone: as `target_ranks`.
 
-    Args:
-        scores: (Q, N), any floating type.
-        target_columns: (Q,) int64.
-        group_columns: (Q, M) int64, each image at most once; -1 fills up a smaller group.
-
-    Returns:
-        (Q,) int64.
-
-    Raises:
-        InputError: NaN in the scores.
+    `group_columns` is (Q, M) int64, each image at most once; -1 fills up a smaller group.
     """
     require_no_nan(scores, "scores")
     targets = target_columns[:, None]
@@ -73,14 +64,14 @@ def _comes_before(scores: Tensor, columns: Tensor, target_scores: Tensor, target
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
-    """Percentage of the ranks (Q,) below `k`. Raises InputError where there are no queries."""
+    """Percentage of the ranks (Q,) below `k`. Raises InputError if there is no query."""
     if len(ranks) == 0:
         raise InputError("there is no query to compute a recall from: the captions file of this split is empty")
     return 100 * int((ranks < k).sum()) / len(ranks)
 
 
 def top_names(scores: Tensor, gallery_names: Sequence[str], k: int, reference_names: Sequence[str]) -> list[list[str]]:
-    """The `k` best names of every query, best first, without its reference; fewer where the gallery is smaller.
+    """The `k` best names of every query, best first, without its reference; fewer if the gallery is smaller.
 
     Args:
         scores: (Q, N).
@@ -115,7 +106,7 @@ def top_group_names(
     reference_names: Sequence[str],
     k: int = 3,
 ) -> list[list[str]]:
-    """The `k` best names of every query among the other members of its group; fewer where the group is smaller.
+    """The `k` best names of every query among the other members of its group; fewer if the group is smaller.
 
     Args:
         scores: (Q, N).
@@ -188,7 +179,7 @@ def require_sizes(scores: Tensor, gallery_names: Sequence[str], *per_query: Sequ
 
 
 def require_no_nan(rows: Tensor, what: str) -> None:
-    """Raise where a row holds NaN: every comparison with it is false, so it would pass as the best rank."""
+    """Raise if a row holds NaN: every comparison with it is false, so it would pass as the best rank."""
     if rows.numel() == 0:
         return
     # A maximum keeps NaN and needs no temporary of the size of its input, as `isnan` does.

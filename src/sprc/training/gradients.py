@@ -20,7 +20,7 @@ NOT_OF_SAMPLES = "statistics"
 
 
 def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The weighted sum. Raises KeyError where a loss and a weight do not share a name."""
+    """The weighted sum. Raises KeyError if a loss and a weight do not share a name."""
     if losses.keys() != weights.keys():
         raise KeyError(f"losses {sorted(losses)} and weights {sorted(weights)} must have the same names")
     return sum(weights[name] * loss for name, loss in losses.items())

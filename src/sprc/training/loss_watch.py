@@ -79,7 +79,7 @@ class LossWatch:
 
 
 def triplets_of(batch: dict | list) -> list[dict]:
-    """Names and captions of a batch of the loader, triplet by triplet; none where it holds no names."""
+    """Names and captions of a batch of the loader, triplet by triplet; none if it holds no names."""
     if not isinstance(batch, dict):
         return []
     names = ("reference_name", "target_name", "caption")

@@ -116,7 +116,7 @@ def read_state(run_folder: Path) -> dict:
 
 
 def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world: World = ALONE) -> Progress:
-    """Bring model, optimizer, schedule, random states and CSV files back to where `state` was saved.
+    """Bring model, optimizer, schedule, random states and CSV files back to what they were when `state` was saved.
 
     Raises InputError if the frozen ViT, the model or the precision is not that of the run, if there were more or fewer
     ranks, or if the state asks to write another file than the run's.
