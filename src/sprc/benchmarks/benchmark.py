@@ -22,8 +22,8 @@ class Preset:
     """What a benchmark fixes for a training, as upstream.
 
     `tag` and `best_file` are parts of the names of a run's folder and of its best checkpoint. `monitor` is the metric
-    that picks the best epoch. `schedule` maps the planned epochs to arguments of OneCycleLR, `epochs` and `pct_start` among them. The rest are the values of
-    the settings that a user leaves open.
+    that picks the best epoch. `schedule` maps the planned epochs to arguments of OneCycleLR, `epochs` and `pct_start`
+    among them. The rest are the values of the settings that a user leaves open.
     """
 
     tag: str
