@@ -110,8 +110,9 @@ def _unreadable(path: Path, error: Exception, fix: str, foreign_fix: str) -> Inp
             f"{path} cannot be read as a weight file (it is damaged, or no file of torch.save; code in a file is never"
             f" run): {fix}"
         )
+    code = found[found.lastindex or 0]
     return InputError(
-        f"{path} cannot be read as a weight file: beside tensors, numbers and texts it holds {found[found.lastindex]},"
+        f"{path} cannot be read as a weight file: beside tensors, numbers and texts it holds {code},"
         f" and code in a file is never run: {foreign_fix}"
     )
 

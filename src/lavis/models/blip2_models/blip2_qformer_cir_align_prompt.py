@@ -201,7 +201,8 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         prompts = self.prompt_tokens.expand(len(input_ids), -1, -1)
         composed, prompted = self.Qformer.encode_composed_and_prompted(fused, prompts, input_ids, text_mask)
         words = torch.cat([composed[:, fused.shape[1]], prompted[:, 0]])  # [CLS] of both -> (2B, H)
-        return unit(self.text_proj(words)).chunk(2)
+        query, sentence = unit(self.text_proj(words)).chunk(2)
+        return query, sentence
 
     def target_tokens(self, image_embeds: Tensor) -> Tensor:
         """`ln_vision` output (B, P + 1, D) of gallery images -> their target tokens (B, Q, E), L2-normalised."""

@@ -1,7 +1,8 @@
 """The region side of the model: its parameters, its features and its loss; the mathematics is in `region.py`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class RegionSide(nn.Module):
 
     def initial_region_values(self) -> dict[str, Tensor]:
         """Initial values of the region parameters, by name, on the CPU."""
-        values = {}
+        values: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             for name in ("region_proj", "region_token_proj"):
                 own = getattr(self, name)
@@ -148,7 +149,12 @@ class RegionSide(nn.Module):
         return self.region_loss(features, len(tgt_image_embeds))
 
     def region_features(
-        self, reference: Tensor, target: Tensor, ref_boxes: Sequence | None, tgt_boxes: Sequence | None, fused: Tensor
+        self,
+        reference: Tensor,
+        target: Tensor,
+        ref_boxes: Sequence | None,
+        tgt_boxes: Sequence | None,
+        fused: Tensor | None,
     ) -> dict[str, Tensor]:
         """Regions, their owners, and what the objective needs in addition to `query` and `target_tokens`.
 
@@ -164,19 +170,20 @@ class RegionSide(nn.Module):
                 features["region_tokens"] = unit(self.region_token_proj(self._given("fused", fused).float()))
             return features
 
-    def region_loss(self, features: dict[str, Tensor | None], batch: int) -> Tensor:
+    def region_loss(self, features: Mapping[str, Tensor | None], batch: int) -> Tensor:
         """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
-        regions, owners = features["regions"], features["region_owners"]
+        given = {name: value for name, value in features.items() if value is not None}
+        regions, owners = given["regions"], given["region_owners"]
         with torch.autocast(regions.device.type, enabled=False):
-            scale, same = self.region_scale, same_image(features.get("target_ids"), batch, regions.device)
+            scale, same = self.region_scale, same_image(given.get("target_ids"), batch, regions.device)
             if self.region_objective == "pairs":
-                reference = features["reference_regions"], features["reference_region_owners"]
+                reference = given["reference_regions"], given["reference_region_owners"]
                 loss = pairs_loss(*reference, regions, owners, scale, same)
             elif self.region_objective == "query":
-                loss = query_loss(regions, owners, self._given("query", features["query"]), scale, same)
+                loss = query_loss(regions, owners, self._given("query", given.get("query")), scale, same)
             else:
-                sides = [features[name] for name in self._region_tokens]
-                loss = sum(tokens_loss(regions, owners, tokens, scale, same) for tokens in sides) / len(sides)
+                sides = [tokens_loss(regions, owners, given[name], scale, same) for name in self._region_tokens]
+                loss = cast(Tensor, sum(sides)) / len(sides)
             return loss + self._zero_of_region_parameters()
 
     def _given(self, name: str, features: Tensor | None) -> Tensor:
@@ -190,7 +197,7 @@ class RegionSide(nn.Module):
         """0, with a gradient of 0 on all that the objective trains: so a batch without regions has a valid graph."""
         own = (getattr(self, name) for name in OBJECTIVES[self.region_objective])
         parameters = (p for part in own for p in ([part] if isinstance(part, nn.Parameter) else part.parameters()))
-        return 0 * sum(parameter.sum() for parameter in parameters)
+        return 0 * cast(Tensor, sum(parameter.sum() for parameter in parameters))
 
     def boxes_of(self, samples: dict) -> tuple[Sequence | None, Sequence | None]:
         """The boxes of references and targets. Raises InputError if the samples have none."""
