@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from sprc.core.errors import InputError
 from sprc.core.locks import held as held
@@ -44,7 +44,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _Watched(open_new(partial))
-        yield file
+        yield cast(BinaryIO, file)
         if file.error:
             raise file.error
         file.flush()

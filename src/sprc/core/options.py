@@ -59,7 +59,8 @@ def _flag(found: Field) -> dict[str, Any]:
     shared = {"help": rules.help + _default_in_words(found), "default": argparse.SUPPRESS}
     if found.type is bool:
         return shared | {"action": "store_true"}
-    parse = rules.parse or {Path: user_path, str: None}.get(base_type(found), base_type(found))
+    parsers: dict[type, Callable[[str], Any] | None] = {Path: user_path, str: None}
+    parse = rules.parse or parsers.get(base_type(found), base_type(found))
     return shared | {"type": parse, "choices": tuple(rules.choices) or None, "metavar": rules.metavar}
 
 

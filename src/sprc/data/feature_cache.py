@@ -57,6 +57,7 @@ class FeatureCache:
 
     def take(self, images: CachedRows) -> FrozenFeatures:
         """B places in the table -> their features (B, T, D), on its device."""
+        assert self.table is not None
         return FrozenFeatures(self.table[images.rows.to(self.table.device, non_blocking=True)])  # pinned by the loader
 
     def _check(self, index: int, row: np.ndarray) -> None:

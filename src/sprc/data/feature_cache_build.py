@@ -10,14 +10,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from lavis.models import Blip2QformerCirAlignPrompt
 from sprc.core.errors import InputError
 from sprc.core.files import made_and_held, readable
 from sprc.core.process_group import ALONE, World
@@ -26,6 +27,7 @@ from sprc.data.feature_cache import FeatureCache
 from sprc.data.image_set import ImageSet
 from sprc.data.loader_workers import send_queue_errors
 from sprc.data.options import CACHE_OFF
+from sprc.data.preprocess import Preprocess
 from sprc.data.vit_fingerprint import frozen_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -46,20 +48,30 @@ class _Sources(Dataset):
 
     def __getitem__(self, position: int) -> tuple[int, Tensor, tuple[int, int]]:
         name = self.dataset.names[self.indices[position]]
-        return self.indices[position], self.dataset.load_image(name), self.dataset.get_image_size(name)
+        image = self.dataset.load_image(name)
+        assert isinstance(image, Tensor)  # the set has no features yet
+        return self.indices[position], image, self.dataset.get_image_size(name)
 
 
 class Caching(Protocol):
     """The settings that `use_feature_cache` needs, of a training or an evaluation."""
 
-    feature_cache: str
-    cache_precision: str
-    cache_device: str
-    num_workers: int
+    @property
+    def feature_cache(self) -> str: ...
+    @property
+    def cache_precision(self) -> str: ...
+    @property
+    def cache_device(self) -> str: ...
+    @property
+    def num_workers(self) -> int: ...
 
 
 def use_feature_cache(
-    config: Caching, model: nn.Module, device: torch.device, *datasets: ImageSet, world: World = ALONE
+    config: Caching,
+    model: Blip2QformerCirAlignPrompt,
+    device: torch.device,
+    *datasets: ImageSet,
+    world: World = ALONE,
 ) -> None:
     """Let the datasets give features instead of images, as the configuration says.
 
@@ -110,9 +122,9 @@ def _together(world: World, work: Callable[[], T]) -> T:
     return outcome
 
 
-def cache_key(dataset: ImageSet, model: nn.Module, fingerprint: str, precision: str) -> dict:
+def cache_key(dataset: ImageSet, model: Blip2QformerCirAlignPrompt, fingerprint: str, precision: str) -> dict:
     """Everything that the features depend on: a change of any of it makes another cache."""
-    vision, preprocess = model.config.vision, dataset.preprocess
+    vision, preprocess = model.config.vision, cast(Preprocess, dataset.preprocess)
     images = hashlib.sha256()
     for name, place in dataset.image_paths.items():
         with readable(dataset.root / place, "copy or download it again"):
@@ -142,7 +154,7 @@ class CacheBuild:
     folder: Path
     key: dict
     dataset: ImageSet
-    model: nn.Module
+    model: Blip2QformerCirAlignPrompt
     device: torch.device
     num_workers: int
 
@@ -164,8 +176,9 @@ class CacheBuild:
 
     def _loader(self, rows: list[int]) -> DataLoader:
         sources = _Sources(self.dataset, rows)
-        options = {"num_workers": self.num_workers, "collate_fn": list, "worker_init_fn": send_queue_errors}
-        return DataLoader(sources, BATCH, **options)
+        return DataLoader(
+            sources, BATCH, num_workers=self.num_workers, collate_fn=list, worker_init_fn=send_queue_errors
+        )
 
     def _write_batch(self, files: "_Files", batch: list[tuple[int, Tensor, tuple[int, int]]]) -> None:
         images = torch.stack([image for _, image, _ in batch]).to(self.device)
@@ -183,7 +196,7 @@ class _Files:
         self.written: list[int] = []
 
     def write(self, index: int, row: np.ndarray, size: tuple[int, int]) -> None:
-        crc = zlib.crc32(row)
+        crc = zlib.crc32(row.data)
         values = {"sizes": size, "crc": crc, "check": row_checks(self.key, [index], np.array([size]), crc)[0]}
         self.features[index] = row
         for name, value in values.items():

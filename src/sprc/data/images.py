@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from lavis.processors.rgb import as_rgb
 from sprc.core.errors import ImageError, InputError, first_line
@@ -96,7 +96,7 @@ def _orientation_or_error(path: str | Path) -> int | ImageError:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
     """The image file, its header read. Whatever Pillow raises, here or within the context, becomes an ImageError."""
     try:
         status = os.stat(path)
@@ -133,7 +133,7 @@ def _unidentified(path: str | Path) -> ImageError:
     return ImageError(f"it is of format {fitting[0]}, which is not read here", SAVE_AS)
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: ImageFile.ImageFile) -> int:
     if image.format == "TIFF":
         return 1
     if image.format == "PNG" and has_late_metadata(image.filename):

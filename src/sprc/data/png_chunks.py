@@ -9,7 +9,7 @@ CHUNK_BYTES = 12  # of a chunk, beside its content: length, kind and CRC
 METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # Pillow finds an orientation in each of them
 
 
-def has_late_metadata(path: str) -> bool:
+def has_late_metadata(path: str | bytes) -> bool:
     """Whether a PNG has metadata after its pixels, which Pillow meets only while it decodes them.
 
     The file is read from chunk to chunk without a buffer. The pixels are leapt over, and contents are not read.

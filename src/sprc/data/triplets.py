@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from lavis.datasets.region_boxes import FRAME_KEY, STORED, read_box_file, regions_of
 from sprc.core.errors import InputError
@@ -125,7 +125,8 @@ class TrainingTriplets(Dataset):
         query = self.queries[index]
         names = query.reference, query.target
         if self.regions is None:
-            return Triplet(*map(self.images.load_image, names), query.caption, *names)
+            image, target = map(self.images.load_image, names)
+            return Triplet(image, target, query.caption, *names)
         (reference, reference_boxes, few), (target, target_boxes, more) = map(self._with_regions, names)
         return Triplet(reference, target, query.caption, *names, reference_boxes, target_boxes, few + more)
 
@@ -136,6 +137,10 @@ class TrainingTriplets(Dataset):
             return self.images.load_image(name), *self.regions.of(name, self.images.get_image_size(name))
         image, size = self.images.open_image(name)
         return image, *self.regions.of(name, size)
+
+
+# The triplets that a training learns from: a benchmark's, or the first of them.
+Triplets = TrainingTriplets | Subset[dict]
 
 
 def open_regions(box_file: str | Path, images: ImageSet, queries: list[Query], max_regions: int) -> ImageRegions:
