@@ -263,7 +263,7 @@ def build_submission(metric: str, pair_ids: Sequence[int | str | None], names: S
     """
     if metric not in NAMES_PER_PAIR:
         raise ValueError(f"metric {metric!r} is none of {', '.join(NAMES_PER_PAIR)}")
-    submission = {"version": VERSION, "metric": metric}
+    submission: dict[str, str | list[str]] = {"version": VERSION, "metric": metric}
     for pair_id, best in zip(pair_ids, names, strict=True):
         if str(pair_id) in submission:
             raise InputError(f"pair id {pair_id} occurs twice: give every pair id once in the captions file")

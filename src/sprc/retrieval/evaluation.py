@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from lavis.models import Blip2QformerCirAlignPrompt
 from sprc.benchmarks.benchmark import Metrics, RetrievalTask, Validation
 from sprc.core.process_group import World
 from sprc.core.runtime import Runtime
@@ -19,7 +20,13 @@ from sprc.retrieval.scores import gallery_scores
 class Evaluator:
     """A model with its processor of sentences, and how it scores: `score` a task, `evaluate` a validation."""
 
-    def __init__(self, model: nn.Module, process_caption: Callable[[str], str], scoring: Scoring, runtime: Runtime):
+    def __init__(
+        self,
+        model: Blip2QformerCirAlignPrompt,
+        process_caption: Callable[[str], str],
+        scoring: Scoring,
+        runtime: Runtime,
+    ):
         self.model, self.process_caption, self.scoring, self.runtime = model, process_caption, scoring, runtime
 
     @property
@@ -58,14 +65,15 @@ class Evaluator:
 
     def _encode(self, task: RetrievalTask, share: range) -> tuple[list[Tensor], dict[int, Tensor]]:
         """The target tokens (n, Q, E) of each batch of the gallery's share, and query number -> feature (E,)."""
-        queries_of = defaultdict(list)
+        queries_of: defaultdict[str, list[int]] = defaultdict(list)
         for number, name in enumerate(task.reference_names):
             queries_of[name].append(number)
         sentences = [self.process_caption(sentence) for sentence in task.sentences]
         loader = make_loader(
             Subset(task.gallery, share), self.scoring.batch_size, self.scoring.num_workers, self.runtime.device
         )
-        targets, queries = [], {}
+        targets: list[Tensor] = []
+        queries: dict[int, Tensor] = {}
         for names, images in tqdm(loader, desc="gallery", dynamic_ncols=True, leave=False):
             loaded = task.gallery.on_device(images, self.runtime.device)
             features, image_embeds = self.model.extract_target_features(loaded)

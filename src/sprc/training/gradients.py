@@ -5,12 +5,14 @@ them, and its gradient for each; then micro-batch by micro-batch the features ag
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lavis.models import Blip2QformerCirAlignPrompt
 from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from lavis.models.blip2_models.joined_batches import joined_features
 from sprc.core.process_group import ALONE, World
@@ -23,13 +25,13 @@ def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """The weighted sum. Raises KeyError if a loss and a weight do not share a name."""
     if losses.keys() != weights.keys():
         raise KeyError(f"losses {sorted(losses)} and weights {sorted(weights)} must have the same names")
-    return sum(weights[name] * loss for name, loss in losses.items())
+    return cast(Tensor, sum(weights[name] * loss for name, loss in losses.items()))
 
 
 class StepModule(nn.Module):
     """What `DistributedDataParallel` wraps: one forward pass of a batch, up to the losses or up to the features."""
 
-    def __init__(self, model: nn.Module, world: World):
+    def __init__(self, model: Blip2QformerCirAlignPrompt, world: World):
         super().__init__()
         self.model, self.world = model, world
 
@@ -39,9 +41,9 @@ class StepModule(nn.Module):
         if gradients is None:
             return self.model.losses(joined_features(self.world.rows_of_all(features)))
         through = sum((features[name] * gradient).sum() for name, gradient in gradients.items())
-        return through + self._zero_of_scalars()
+        return cast(Tensor, through) + self._zero_of_scalars()
 
-    def _zero_of_scalars(self) -> Tensor:
+    def _zero_of_scalars(self) -> Tensor | int:
         """0: temperatures have their gradient already, and DDP waits until every parameter has passed."""
         return 0 * sum(p for p in self.model.parameters() if p.requires_grad and p.dim() == 0)
 
@@ -55,16 +57,17 @@ class Gradients:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Blip2QformerCirAlignPrompt,
         autocast: Callable = nullcontext,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
         micro_batch: int | None = None,
         world: World = ALONE,
     ):
         self.model, self.autocast, self.scale, self.micro_batch = model, autocast, scale, micro_batch
-        self.world, self.module = world, StepModule(model, world)
+        self.world, step = world, StepModule(model, world)
+        self.module: StepModule | DistributedDataParallel = step
         if world.size > 1:
-            self.module = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.module = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def __call__(self, samples: dict, weights: dict[str, float]) -> dict[str, Tensor]:
         if self.micro_batch is not None and self.micro_batch < len(samples["text_input"]):
@@ -91,9 +94,9 @@ class Gradients:
                 through.backward()
         return losses
 
-    def _ranks_in_step(self, last: bool):
+    def _ranks_in_step(self, last: bool) -> AbstractContextManager:
         """The ranks exchange gradients once, when those of the last micro-batch have been added."""
-        return nullcontext() if last or self.world.size == 1 else self.module.no_sync()
+        return nullcontext() if last or isinstance(self.module, StepModule) else self.module.no_sync()
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lavis.models import Blip2QformerCirAlignPrompt
 from sprc.core.errors import InputError
 from sprc.core.files import write_atomically
 from sprc.core.process_group import World
@@ -29,7 +30,7 @@ class Step:
 class LossWatch:
     """Keeps the losses of the last steps on their device, to be read at intervals: reading waits for a GPU."""
 
-    def __init__(self, model: nn.Module, run_folder: Path, world: World):
+    def __init__(self, model: Blip2QformerCirAlignPrompt, run_folder: Path, world: World):
         self.model, self.run_folder, self.world = model, run_folder, world
         self.recent: list[Step] = []
         self.last = Step(0, {}, [])

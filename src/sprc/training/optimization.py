@@ -1,5 +1,7 @@
 """Upstream's optimizer and learning rate, one step a batch."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -13,7 +15,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_p
     """Upstream's OneCycleLR. Its rise must not be one step exactly, for it divides by the steps of the rise less one:
     such a rise is made shorter by a hair, and the first step has the peak.
     """
-    plan = config.schedule()
+    plan: dict[str, Any] = config.schedule()
     if plan["pct_start"] * (plan["epochs"] * steps_per_epoch) == 1:
         plan["pct_start"] *= 1 - 1e-9
     return OneCycleLR(optimizer, max_lr=config.plan.learning_rate, steps_per_epoch=steps_per_epoch, **plan)
@@ -34,7 +36,7 @@ class Optimization:
 
     @property
     def learning_rate(self) -> float:
-        return self.scheduler.get_last_lr()[0]
+        return float(self.scheduler.get_last_lr()[0])
 
     @property
     def skipped_steps(self) -> int:

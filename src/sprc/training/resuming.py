@@ -82,8 +82,9 @@ def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
     state = read_state(run_folder)
     saved = state["config"]
     known = {field.name for field in fields(TrainConfig)}
-    parts = (state.get("inputs"), state.get("optimization"))
-    if set(saved) != known or not all(isinstance(part, dict) for part in parts) or "steps" not in parts[1]:
+    inputs, optimization = state.get("inputs"), state.get("optimization")
+    whole = isinstance(inputs, dict) and isinstance(optimization, dict) and "steps" in optimization
+    if set(saved) != known or not whole:
         raise InputError(f"{run_folder} was made by another version of this project: it cannot continue here")
     saved |= {name: Path(saved[name]) for name in PATHS if saved[name] is not None} | kept_backbone(run_folder)
     bound = given.keys() - ({*FREE_TO_CHANGE} - {CACHE})

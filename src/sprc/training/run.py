@@ -12,10 +12,9 @@ from typing import Any
 import timm
 import torch
 import transformers
-from torch import nn
 from torch.utils.data import Subset
 
-from lavis.models import load_model_and_preprocess
+from lavis.models import Blip2QformerCirAlignPrompt, load_model_and_preprocess
 from lavis.models.model_config import load_config
 from sprc.benchmarks.benchmark import Validation
 from sprc.core.files import unwritable, write_atomically
@@ -71,7 +70,7 @@ class _Run:
         leave_world()
         return best, folder
 
-    def _load_model(self) -> tuple[nn.Module, dict[str, Any]]:
+    def _load_model(self) -> tuple[Blip2QformerCirAlignPrompt, dict[str, Any]]:
         """The model with its weights, and the processors of captions."""
         config = self.config
         torch.manual_seed(derived_seed(config.seed, 2**31))  # random initial weights are no epoch's
@@ -87,7 +86,7 @@ class _Run:
             )
         return model, process
 
-    def _train_in(self, folder: Path, model: nn.Module, process: dict[str, Any]) -> Best:
+    def _train_in(self, folder: Path, model: Blip2QformerCirAlignPrompt, process: dict[str, Any]) -> Best:
         """Train in a folder that this run alone holds: from here on files are written."""
         config, runtime = self.config, self.runtime
         if runtime.world.is_main:
@@ -108,7 +107,7 @@ class _Run:
         return TrainingData(bounded, make_samples, self.validation, process["eval"])
 
 
-def compile_model(model: nn.Module, images: bool, **options) -> None:
+def compile_model(model: Blip2QformerCirAlignPrompt, images: bool, **options) -> None:
     """Compile the Q-Former and, if it has images to encode, the ViT; in place, so that names stay as they are.
 
     The ViT block by block: they are alike, so that one compilation serves all. `options` are `torch.compile`'s.

@@ -3,17 +3,20 @@
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lavis.models import Blip2QformerCirAlignPrompt
 from lavis.models.checkpoint import check_names, read_tensors
 from sprc.core.errors import InputError
 from sprc.core.files import atomic_writer, write_atomically
 from sprc.core.process_group import ALONE, World
 from sprc.data.vit_fingerprint import FROZEN, frozen_fingerprint
 from sprc.training.config import STATE_FILE, TrainConfig
+from sprc.training.optimization import Optimization
 from sprc.training.run_inputs import input_fingerprints
 
 CSV_FILES = ("train_metrics.csv", "validation_metrics.csv")
@@ -66,11 +69,16 @@ class Progress:
 
 
 def save_state(
-    run_folder: Path, model: nn.Module, optimization, progress: Progress, config: TrainConfig, world: World = ALONE
+    run_folder: Path,
+    model: Blip2QformerCirAlignPrompt,
+    optimization: Optimization,
+    progress: Progress,
+    config: TrainConfig,
+    world: World = ALONE,
 ) -> None:
     """Write `STATE_FILE`; the one before it stays until this one is whole on the disk. Every rank has a part in it."""
-    sums = {name: float(total) for name, total in progress.meter.sums.items()}
-    sums, random_states = world.collect(sums), world.collect(random_state(model.device))
+    own_sums = {name: float(total) for name, total in progress.meter.sums.items()}
+    sums, random_states = world.collect(own_sums), world.collect(random_state(model.device))
     if not world.is_main:
         return
     state = {
@@ -115,7 +123,13 @@ def read_state(run_folder: Path) -> dict:
     return state
 
 
-def restore(state: dict, run_folder: Path, model: nn.Module, optimization, world: World = ALONE) -> Progress:
+def restore(
+    state: dict,
+    run_folder: Path,
+    model: Blip2QformerCirAlignPrompt,
+    optimization: Optimization,
+    world: World = ALONE,
+) -> Progress:
     """Bring model, optimizer, schedule, random states and CSV files back to what they were when `state` was saved.
 
     Raises InputError if the frozen ViT, the model or the precision is not that of the run, if there were more or fewer
@@ -152,16 +166,17 @@ def restore_csv_files(texts: dict[str, str | None], run_folder: Path) -> None:
             f" {', '.join(CSV_FILES)}: it was not written by this project, so it is not used"
         )
     for name in CSV_FILES:
-        if texts[name] is None:
+        text = texts[name]
+        if text is None:
             (run_folder / name).unlink(missing_ok=True)
         else:
-            write_atomically(run_folder / name, texts[name])
+            write_atomically(run_folder / name, text)
 
 
 def random_state(device: torch.device) -> dict:
     """The state of every generator that a run on this device draws from, in types that load without running code."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple, np.random.get_state())  # a dictionary only if legacy=False
     return {
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],

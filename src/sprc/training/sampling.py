@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from sprc.core.errors import InputError
 from sprc.core.process_group import ALONE, World
 from sprc.data.batches import make_loader
+from sprc.data.triplets import Triplets
 from sprc.training.config import TrainConfig
 
 
@@ -43,7 +44,7 @@ class EpochSampler(Sampler[int]):
         return iter(whole[self.start :, self.world.rank].flatten().tolist())
 
 
-def make_train_loader(dataset: Dataset, config: TrainConfig, device: torch.device, world: World = ALONE) -> DataLoader:
+def make_train_loader(dataset: Triplets, config: TrainConfig, device: torch.device, world: World = ALONE) -> DataLoader:
     """Shuffled whole batches. Raises InputError if there is none for every rank."""
     needed = config.batch_size * world.size
     if len(dataset) < needed:

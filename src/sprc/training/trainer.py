@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from lavis.models import Blip2QformerCirAlignPrompt
 from lavis.models.checkpoint import save_model
 from sprc.benchmarks.benchmark import Metrics, Validation
 from sprc.core.files import append_csv
@@ -19,13 +19,14 @@ from sprc.core.machine_faults import naming_place
 from sprc.core.process_group import World
 from sprc.core.runtime import Runtime
 from sprc.core.stop_signals import StopSignals
+from sprc.data.triplets import Triplets
 from sprc.retrieval.evaluation import Evaluator
 from sprc.training.config import LAST_FILE, TrainConfig
 from sprc.training.gradients import Gradients
 from sprc.training.loss_watch import LossWatch
 from sprc.training.optimization import Optimization
 from sprc.training.run_state import Best, LossMeter, Progress, restore, save_state
-from sprc.training.sampling import derived_seed, make_train_loader
+from sprc.training.sampling import EpochSampler, derived_seed, make_train_loader
 from sprc.training.saver import Saver
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class TrainingData:
     averaged and reported beside the losses. `process_caption` prepares the sentences of the validation.
     """
 
-    triplets: Dataset
+    triplets: Triplets
     make_samples: Callable[[dict], dict]
     validation: Validation
     process_caption: Callable[[str], str]
@@ -62,7 +63,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Blip2QformerCirAlignPrompt,
         data: TrainingData,
         config: TrainConfig,
         runtime: Runtime,
@@ -108,7 +109,8 @@ class Trainer:
         `after_step` is called each time `progress` says what has been done. Raises InputError as `fit`.
         """
         epoch, first, length = self.progress.epoch, self.progress.step, len(self.loader)
-        self.loader.sampler.epoch, self.loader.sampler.start = epoch, first
+        sampler = cast(EpochSampler, self.loader.sampler)
+        sampler.epoch, sampler.start = epoch, first
         if first == 0:
             torch.manual_seed(derived_seed(self.config.seed, epoch, self.world.rank))
         self.model.train()
