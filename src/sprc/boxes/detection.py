@@ -85,6 +85,7 @@ class BoxFinder:
 
     def _detect(self, images: list[Image.Image]) -> Iterator[list[Region]]:
         limits = self.settings.confidence, self.settings.min_area, self.settings.max_boxes
+        assert self.detector is not None
         return iter(self.detector.detect(images, *limits) if images else [])
 
     def _or_salient(self, name: str, path: Path, regions: list[Region]) -> Found:

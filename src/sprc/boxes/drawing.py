@@ -88,7 +88,8 @@ def contact_sheet(panels: list[Image.Image], columns: int) -> Image.Image:
 
 def bounded(panels: Iterable[Image.Image]) -> list[Image.Image]:
     """All panels. Raises InputError as soon as they are more than a sheet may have, before they fill the memory."""
-    drawn, pixels = [], 0
+    drawn: list[Image.Image] = []
+    pixels = 0
     for panel in panels:
         pixels += panel.width * panel.height
         if pixels > MOST_PIXELS:

@@ -65,8 +65,8 @@ def spectral_residual(channel: np.ndarray) -> np.ndarray:
 
 def _small(image: Image.Image) -> np.ndarray:
     scale = WORKING_SIDE / max(image.size)
-    size = tuple(max(8, round(side * scale)) for side in image.size)
-    return np.asarray(as_rgb(image).resize(size, Image.Resampling.BOX), dtype=np.float32) / 255
+    width, height = (max(8, round(side * scale)) for side in image.size)
+    return np.asarray(as_rgb(image).resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
 def _distinct_pixels(pixels: np.ndarray) -> np.ndarray:

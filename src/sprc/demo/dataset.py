@@ -136,8 +136,8 @@ class SplitWriter:
         said: dict[tuple, set[str]] = defaultdict(set)
         entries = []
         for pair_id, (number, pair) in enumerate(chosen, start=first_pair):
-            variants = [self.groups[number].variants[member] for member in pair]
-            caption = caption_of(*variants, rng, said[number, pair])
+            old, new = (self.groups[number].variants[member] for member in pair)
+            caption = caption_of(old, new, rng, said[number, pair])
             said[number, pair].add(caption)
             entries.append(self.caption_entry(pair_id, caption, number, pair))
         self._write_json(f"cirr/captions/cap.rc2.{self.split}.json", entries)

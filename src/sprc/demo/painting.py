@@ -60,7 +60,9 @@ def paint(image: Image.Image, item: SceneObject) -> tuple[int, int, int, int]:
     corner = (round(centre[0] - radius), round(centre[1] - radius))
     mask = shape_mask(item.shape, round(2 * radius))
     image.paste(COLOURS[item.colour], corner, mask)
-    left, top, right, bottom = mask.getbbox()
+    painted = mask.getbbox()
+    assert painted is not None  # no shape is empty
+    left, top, right, bottom = painted
     return corner[0] + left, corner[1] + top, corner[0] + right, corner[1] + bottom
 
 

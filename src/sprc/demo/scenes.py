@@ -166,7 +166,9 @@ def change_between(old: SceneObject | None, new: SceneObject | None) -> str | No
 
 def caption_of(old: SceneObject | None, new: SceneObject | None, rng: random.Random, said: Container[str] = ()) -> str:
     """A caption for a change that `change_between` names, but none of those that were `said` before."""
-    wordings = WORDINGS[change_between(old, new)]
+    change = change_between(old, new)
+    assert change is not None
+    wordings = WORDINGS[change]
     return rng.choice(
         [caption for caption in (_worded(wording, old, new) for wording in wordings) if caption not in said]
     )
@@ -174,6 +176,7 @@ def caption_of(old: SceneObject | None, new: SceneObject | None, rng: random.Ran
 
 def _worded(wording: str, old: SceneObject | None, new: SceneObject | None) -> str:
     after = new or old
+    assert after is not None
     return wording.format(
         old=old.words if old else "",
         new=after.words,
