@@ -58,13 +58,16 @@ def parse_config(argv: list[str] | None = None) -> tuple[TrainConfig, Path | Non
 
         given = read_settings(file) | given
     require_given(parser, given, ("dataset",))
-    config = TrainConfig(**given) if resume in (None, "auto") else None
     if resume is None:
-        return config, None
+        return TrainConfig(**given), None
+    config = TrainConfig(**given) if resume == "auto" else None
     from sprc.training.resuming import find_run, named_run, resumed_config  # heavy: torch
 
     run_folder = named_run(resume) if config is None else find_run(config)
-    return (config, None) if run_folder is None else (resumed_config(run_folder, given), run_folder)
+    if run_folder is not None:
+        return resumed_config(run_folder, given), run_folder
+    assert config is not None  # a run that is named is there
+    return config, None
 
 
 def main(argv: list[str] | None = None):

@@ -63,8 +63,8 @@ class UpstreamDataset(ImageSet):
     ):
         super().__init__(images.title, images.root, images.image_paths, images.preprocess)
         self.split, self.mode, self.queries = split, mode, queries
-        has_boxes = box_file is not None and (split, mode) == ("train", "relative")
-        regions = open_regions(box_file, self, queries, max_regions) if has_boxes else None
+        trains = (split, mode) == ("train", "relative")
+        regions = open_regions(box_file, self, queries, max_regions) if trains and box_file is not None else None
         self.triplets = TrainingTriplets(self, queries, regions)
 
     def __len__(self) -> int:
