@@ -18,7 +18,9 @@ class Shapes(Benchmark):
     """A benchmark of a test: one JSON file of triplets over a folder of images."""
 
     name = "Shapes"
-    preset = Preset("shapes", "found", "best.pt", lambda epochs: {"epochs": epochs, "pct_start": 0.1}, 1, 1e-3, 0.0, 0.0)
+    preset = Preset(
+        "shapes", "found", "best.pt", lambda epochs: {"epochs": epochs, "pct_start": 0.1}, 1, 1e-3, 0.0, 0.0
+    )
     protocols = {"all": "every image"}  # noqa: RUF012
     default_root = None
 
