@@ -7,8 +7,8 @@ from typing import Any
 from sprc.core.command_line import HelpFormatter, hide_bars_of_other_ranks, run_main, user_path
 from sprc.core.launch import any_rank
 from sprc.core.options import add_flags, require_given
-from sprc.data.options import CacheOptions, DataOptions
-from sprc.retrieval.options import ModelOptions, RuntimeOptions
+from sprc.data.options import CacheOptions
+from sprc.retrieval.options import DataOptions, ModelOptions, RuntimeOptions
 from sprc.training.config import (
     OptimisationOptions,
     OutputOptions,

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on the validation split of CIRR or FashionIQ."""
+"""Evaluate a checkpoint on the validation split of a benchmark."""
 
 import argparse
 

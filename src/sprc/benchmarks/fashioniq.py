@@ -1,7 +1,7 @@
 """FashionIQ (Wu et al., CVPR 2021): annotations, training, validation and metrics of three garment types."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from sprc.benchmarks.ranking import gallery_columns, name_columns, recall_at, re
 from sprc.core.errors import InputError, shown
 from sprc.core.places import REPOSITORY
 from sprc.core.reading import read_json
-from sprc.data.image_files import fashioniq_image_paths
+from sprc.data.image_files import file_names
 from sprc.data.image_set import ImageSet
 from sprc.data.preprocess import Preprocess
 from sprc.data.triplets import Query
@@ -23,6 +23,7 @@ from sprc.data.triplets import Query
 FIX = "see cirr_dataset/README.md for the folders and where the files come from"
 PLAIN_NAMES = "write names without a path, / or \\"
 TYPES = ("dress", "shirt", "toptee")
+SUFFIXES = (".png", ".jpg", ".jpeg")  # an image has the first of these for which a file exists
 
 
 def schedule(num_epochs: int) -> dict[str, float]:
@@ -134,6 +135,30 @@ def fashioniq_recalls(scores: Tensor, gallery_names: Sequence[str], target_names
 def fashioniq_files(root: Path, kind: str, split: str) -> tuple[Path, Path]:
     """The captions file and the image list of a garment type and split of FashionIQ."""
     return root / "captions" / f"cap.{kind}.{split}.json", root / "image_splits" / f"split.{kind}.{split}.json"
+
+
+def fashioniq_image_paths(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """name -> path below `root`, with the first of `SUFFIXES` that exists, lower case before upper case.
+
+    A folder, or a link to nothing, comes after every file. An image that does not exist gets `.png`.
+    """
+    present: dict[str, list[str]] = {}
+    for file in file_names(root / "images"):
+        stem, suffix = os.path.splitext(file)
+        if suffix.lower() in SUFFIXES:
+            present.setdefault(stem, []).append(suffix)
+    return {name: os.path.join("images", _best_file(root / "images", name, present.get(name, []))) for name in names}
+
+
+def _best_file(folder: Path, name: str, suffixes: list[str]) -> str:
+    files = [name + suffix for suffix in sorted(suffixes, key=_preference)]
+    if len(files) > 1:
+        files.sort(key=lambda file: not os.path.isfile(folder / file))
+    return files[0] if files else f"{name}.png"
+
+
+def _preference(suffix: str) -> tuple[bool, int, str]:
+    return suffix != suffix.lower(), SUFFIXES.index(suffix.lower()), suffix
 
 
 def _read_list(root: Path, kind: str, split: str, queries: list[Query]) -> list[str]:

@@ -1,14 +1,11 @@
 """Find image files: a folder is listed once, and names are looked up in the list."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from sprc.core.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# An image of FashionIQ has the first of these for which a file exists.
-FASHIONIQ_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def file_names(folder: Path) -> list[str]:
@@ -19,30 +16,6 @@ def file_names(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror}): make it a folder that you can read") from error
-
-
-def fashioniq_image_paths(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """name -> path below `root`, with the first of `FASHIONIQ_SUFFIXES` that exists, lower case before upper case.
-
-    A folder, or a link to nothing, comes after every file. An image that does not exist gets `.png`.
-    """
-    present: dict[str, list[str]] = {}
-    for file in file_names(root / "images"):
-        stem, suffix = os.path.splitext(file)
-        if suffix.lower() in FASHIONIQ_SUFFIXES:
-            present.setdefault(stem, []).append(suffix)
-    return {name: os.path.join("images", _best_file(root / "images", name, present.get(name, []))) for name in names}
-
-
-def _best_file(folder: Path, name: str, suffixes: list[str]) -> str:
-    files = [name + suffix for suffix in sorted(suffixes, key=_preference)]
-    if len(files) > 1:
-        files.sort(key=lambda file: not os.path.isfile(folder / file))
-    return files[0] if files else f"{name}.png"
-
-
-def _preference(suffix: str) -> tuple[bool, int, str]:
-    return suffix != suffix.lower(), FASHIONIQ_SUFFIXES.index(suffix.lower()), suffix
 
 
 def folder_images(folder: Path) -> dict[str, Path]:

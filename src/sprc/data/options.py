@@ -1,4 +1,4 @@
-"""Settings that say which data is read, for training and evaluation alike."""
+"""Settings of data that training and evaluation share: the feature cache, and the boxes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +15,6 @@ class BoxOptions:
 
     box_file: Path
     max_regions: int = MAX_REGIONS
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """A benchmark, its folder, and how its images are read."""
-
-    dataset: str = option("CIRR or FashionIQ, in any case", default=...)
-    data_path: Path | None = option("folder of the dataset (default: cirr_dataset or fashionIQ_dataset, here)")
-    gallery: str | None = option(
-        "FashionIQ: rank every image of the split list, or with captions only those that captions name (default: split)"
-    )
-    transform: str = option("how an image is padded", default="targetpad", choices=("targetpad", "squarepad"))
-    target_ratio: float = option("targetpad: longer images are padded to this ratio", default=1.25)
-    num_workers: int = option("processes that load images", default=4, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

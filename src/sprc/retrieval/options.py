@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sprc.benchmarks import find_benchmark
+from sprc.benchmarks import find_benchmark, known_names
 from sprc.core.command_line import absolute
 from sprc.core.options import add_flags, check_options, option, options_of
-from sprc.data.options import CACHE_OFF, CacheOptions, DataOptions
+from sprc.data.options import CACHE_OFF, CacheOptions
 
 if TYPE_CHECKING:
     from sprc.benchmarks.benchmark import Benchmark
@@ -32,6 +32,20 @@ class Scoring:
     num_workers: int = 4
     memory_mib: float = 256
     save_memory: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """A benchmark, its folder, and how its images are read."""
+
+    dataset: str = option(f"{known_names()}, in any case", default=...)
+    data_path: Path | None = option("folder of the dataset (default: cirr_dataset or fashionIQ_dataset, here)")
+    gallery: str | None = option(
+        "FashionIQ: rank every image of the split list, or with captions only those that captions name (default: split)"
+    )
+    transform: str = option("how an image is padded", default="targetpad", choices=("targetpad", "squarepad"))
+    target_ratio: float = option("targetpad: longer images are padded to this ratio", default=1.25)
+    num_workers: int = option("processes that load images", default=4, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
