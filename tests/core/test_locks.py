@@ -1,4 +1,4 @@
-"""Locks: one process at a time, none kept by what outlives its owner, nothing left behind."""
+"""Locks: one process at a time, none kept by what outlives its owner, nothing left over."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Faults of the machine, caused for real where they can be: one message with its cure, and nothing lost."""
+"""Faults of the machine, caused for real where they can be: one message with its fix, and nothing lost."""
 
 import json
 import multiprocessing

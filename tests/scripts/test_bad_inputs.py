@@ -1,6 +1,6 @@
 """Every bad input of `bad_inputs.py` is answered in one message; `bad_inputs.md` shows them all, and is made here.
 
-To make it anew: `UPDATE_BAD_INPUTS=1 python -m pytest tests/scripts/test_bad_inputs.py`.
+To make it again: `UPDATE_BAD_INPUTS=1 python -m pytest tests/scripts/test_bad_inputs.py`.
 """
 
 import json

@@ -31,7 +31,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Every default on the page, except those that say nothing: a switch's False, and None; and `--debug`."""
 
     def format_help(self) -> str:
-        return f"{super().format_help()}\n{DEBUG} shows the trace behind an error.\n"
+        return f"{super().format_help()}\n{DEBUG} shows the trace of an error.\n"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.required:

@@ -121,6 +121,10 @@ class EvaluationConfig(EvaluationOptions, Config):
 
 def add_evaluation_flags(parser: ArgumentParser, leave_out: Iterable[str] = ()) -> None:
     """The flags of an evaluation; what is not given is the checkpoint's run's, or has its default."""
+    parser.epilog = (
+        "If the checkpoint lies in the folder of its run, --blip-model-name, --backbone, --transform and --target-ratio"
+        " are that run's unless they are given."
+    )
     add_flags(parser, "data", DataOptions, leave_out)
     add_flags(parser, "feature cache", CacheOptions)
     add_flags(parser, "model", ModelOptions)
