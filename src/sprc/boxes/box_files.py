@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -19,9 +20,11 @@ from sprc.core.files import atomic_writer, held_file, read_bytes, unwritable, wr
 from sprc.core.reading import parse_json
 from sprc.data.images import NOT_APPLIED, is_tagged, orientations
 
+logger = logging.getLogger(__name__)
+
 
 def make_box_file(title: str, images: dict[str, Path], output: Path, finder: BoxFinder, overwrite: bool) -> None:
-    """Make the box file `output` of the images, name -> file, and print a table; `title` names them.
+    """Make the box file `output` of the images, name -> file, and log a table; `title` names them.
 
     Continues from where an interrupted run stopped. If a second process makes the same file at the same time, it waits,
     and finds the file there.
@@ -63,7 +66,7 @@ def _is_made(output: Path, recipe: str) -> bool:
     made = _made(output)
     found = output.is_file() and made.is_file() and read_bytes(made, "remove it") == recipe.encode()
     if found:
-        print(f"{output} is there, made in this way of these images")
+        logger.info(f"{output} is there, made in this way of these images")
     return found
 
 
@@ -72,7 +75,7 @@ def _make_box_file(title: str, images: dict[str, Path], output: Path, recipe: st
     progress = output.with_name(output.name + ".progress")
     found = {name: entry for name, entry in read_progress(progress, recipe).items() if name in images}
     if found:
-        print(f"{title}: {len(found)} of {len(images)} images are done already")
+        logger.info(f"{title}: {len(found)} of {len(images)} images are done already")
     resumed = len(found)
     _find_the_rest(title, images, found, progress, finder)
     save_boxes(output, {name: found[name].regions for name in images if not found[name].error})
@@ -81,7 +84,7 @@ def _make_box_file(title: str, images: dict[str, Path], output: Path, recipe: st
     print_table(title, list(found.values()), output, time.perf_counter() - start, len(found) - resumed)
     tagged = sum(map(is_tagged, orientations(images.values())))
     if tagged:
-        print(f"{title}: {tagged} of {len(images)} images carry an EXIF orientation. {NOT_APPLIED}", flush=True)
+        logger.info(f"{title}: {tagged} of {len(images)} images carry an EXIF orientation. {NOT_APPLIED}")
 
 
 def _find_the_rest(
@@ -146,4 +149,4 @@ def print_table(title: str, found: list[Found], output: Path, seconds: float, do
         "file": output,
     }
     width = max(map(len, rows))
-    print(f"{title}:\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items()), flush=True)
+    logger.info(f"{title}:\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items()))
