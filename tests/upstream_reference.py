@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lavis.models.blip2_models.blip2_qformer_cir_align_prompt import Blip2QformerCirAlignPrompt
+from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from lavis.models.model_config import ModelConfig, QformerConfig, VisionConfig
 from lavis.models.tokenizer import build_tokenizer
 
@@ -69,9 +70,11 @@ def build_model(reference: Reference) -> Blip2QformerCirAlignPrompt:
 
 
 def samples_of(reference: Reference) -> dict:
-    """The recorded batch; where the images of some samples are not at hand, the recorded output of the ViT."""
+    """The recorded batch; if the images of some samples are not at hand, the recorded output of the ViT."""
+    image: Tensor | FrozenFeatures
+    target: Tensor | FrozenFeatures
     if len(reference.inputs["reference"]) == len(reference.meta["captions"]):
         image, target = (reference.inputs[name].float() for name in ("reference", "target"))
     else:
-        image, target = (reference.outputs[f"{name}.visual_encoder"] for name in ("ref", "target"))
+        image, target = (FrozenFeatures(reference.outputs[f"{name}.visual_encoder"]) for name in ("ref", "target"))
     return {"image": image, "target": target, "text_input": reference.captions}

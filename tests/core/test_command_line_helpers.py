@@ -51,12 +51,15 @@ def test_one_that_names_none_keeps_its_trace(capsys, monkeypatch):
     "lines",
     ["print('a', flush=True)", "print('a')", "print('a' * 10**5)", "__import__('logging').getLogger('sprc').info('a')"],
 )
-def test_output_that_cannot_be_written_is_one_line(lines):
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_output_that_cannot_be_written_is_one_line(lines, unbuffered):
     """Also if Python would have written it only at its end; and nothing is said if stderr is lost as well."""
     script = f"import sys\nfrom sprc.core.command_line import run_main\nrun_main(lambda: {lines})"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    options = {"env": buffered | {"PYTHONUNBUFFERED": "1"} if unbuffered else buffered, "text": True}
     with open("/dev/full", "w") as full:
-        ended = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True)
-        assert subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full).returncode == 2
+        ended = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, **options)
+        assert subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full, **options).returncode == 2
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: what this script prints cannot be written (No space left on device): free")
     assert ended.stderr.count("\n") == 1

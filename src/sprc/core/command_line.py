@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from sprc.core.errors import InputError
 from sprc.core.files import write_atomically as write_atomically
@@ -68,7 +69,7 @@ def run_main(main: Callable[[], object], in_group: bool = False) -> None:
         told = as_flags(f"error: {lost or (error if isinstance(error, InputError) else _named_fault(error))}")
         _tell(before + told)
         tell_the_launcher(told)
-        sys.exit(2)
+        _end(2)
     except Stopped as stop:
         _end_quietly(as_flags(str(stop)), stop.status)
     except KeyboardInterrupt:
@@ -82,10 +83,20 @@ def check_environment() -> None:
             raise InputError(f"the variable {name} is {os.environ[name]!r}: set it to a whole number, or unset it")
 
 
-def _end_quietly(line: str, status: int) -> None:
+def _end_quietly(line: str, status: int) -> NoReturn:
     """End as a signal has asked. Every process of a group has heard it; one of them says so."""
     if line and any_rank() == 0:
         _tell(line)
+    _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """End with a status. What an output did not take is given up: Python would try again, and end with 120 instead."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
 
 

@@ -133,8 +133,8 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
     def encode_pair(self, reference: Tensor | FrozenFeatures, target: Tensor | FrozenFeatures) -> tuple[Tensor, Tensor]:
         """`encode_images` of both; two batches of images pass the ViT as one."""
         if isinstance(reference, Tensor) and isinstance(target, Tensor):
-            both = self.encode_frozen(torch.cat([reference, target]))  # (2B, 3, S, S) -> (2B, P + 1, D)
-            reference, target = map(FrozenFeatures, both.chunk(2))
+            both = self.frozen_features(torch.cat([reference, target]))  # (2B, 3, S, S) -> (2B, P + 1, D)
+            reference, target = map(FrozenFeatures, both.tokens.chunk(2))
         return self.encode_images(reference), self.encode_images(target)
 
     def frozen_features(self, images: Tensor | FrozenFeatures) -> FrozenFeatures:
