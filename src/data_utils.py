@@ -4,18 +4,20 @@ The benchmarks themselves are in `sprc.benchmarks`; these classes are thin adapt
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
+from sprc.benchmarks import cirr, fashioniq
 from sprc.benchmarks.cirr import CIRR
 from sprc.benchmarks.fashioniq import TYPES, FashionIQ
 from sprc.core.errors import InputError
 from sprc.data.batches import collate_fn
 from sprc.data.image_set import ImageSet, Loaded
-from sprc.data.options import MAX_REGIONS
+from sprc.data.options import MAX_REGIONS, BoxOptions
 from sprc.data.preprocess import build_preprocess, squarepad_transform, targetpad_transform
 from sprc.data.triplets import Query, TrainingTriplets, open_regions
 
@@ -50,22 +52,26 @@ class TrainItemWithBoxes(NamedTuple):
 
 
 class UpstreamDataset(ImageSet):
-    """What the two datasets share: the modes. In mode `classic` an item is `(name, image)`."""
+    """What the two datasets share: the modes. In mode `classic` an item is `(name, image)`.
+
+    `triplets` are the entries of the captions files, as upstream; `training` is the same as named fields.
+    """
 
     def __init__(
         self,
         split: str,
         mode: str,
         images: ImageSet,
+        entries: list[dict],
         queries: list[Query],
-        box_file: str | Path | None,
-        max_regions: int,
+        boxes: BoxOptions | None,
     ):
         super().__init__(images.title, images.root, images.image_paths, images.preprocess)
-        self.split, self.mode, self.queries = split, mode, queries
-        trains = (split, mode) == ("train", "relative")
-        regions = open_regions(box_file, self, queries, max_regions) if trains and box_file is not None else None
-        self.triplets = TrainingTriplets(self, queries, regions)
+        self.split, self.mode, self.triplets, self.queries = split, mode, entries, queries
+        regions = None
+        if boxes is not None and (split, mode) == ("train", "relative"):
+            regions = open_regions(boxes.box_file, self, queries, boxes.max_regions)
+        self.training = TrainingTriplets(self, queries, regions)
 
     def __len__(self) -> int:
         return len(self.queries if self.mode == "relative" else self.names)
@@ -77,7 +83,7 @@ class UpstreamDataset(ImageSet):
 
     def train_item(self, index: int) -> tuple:
         """`(reference_image, target_image, caption)`, and with a box file `ref_boxes` and `tgt_boxes` after it."""
-        found = self.triplets.triplet(index)
+        found = self.training.triplet(index)
         images = found.image, found.target, found.caption
         if found.reference_boxes is None or found.target_boxes is None:
             return TrainItem(*images)
@@ -86,6 +92,10 @@ class UpstreamDataset(ImageSet):
     def query_item(self, query: Query) -> tuple[Any, ...]:
         """The item of mode `relative` for a split that is not trained on."""
         raise NotImplementedError
+
+
+def box_options(box_file: str | Path | None, max_regions: int) -> BoxOptions | None:
+    return None if box_file is None else BoxOptions(Path(box_file), max_regions)
 
 
 class CIRRDataset(UpstreamDataset):
@@ -123,7 +133,9 @@ class CIRRDataset(UpstreamDataset):
             raise InputError(f"CIRRDataset: split {split!r}, mode {mode!r}; use {self.SPLITS} and {MODES}")
         benchmark = CIRR(data_path)
         images = ImageSet(f"CIRR {split}", benchmark.root, benchmark.image_paths(split), preprocess)
-        super().__init__(split, mode, images, benchmark.queries(split, images.image_paths), box_file, max_regions)
+        entries = benchmark.entries(split, images.image_paths)
+        queries = [cirr.query_of(entry, split) for entry in entries]
+        super().__init__(split, mode, images, entries, queries, box_options(box_file, max_regions))
 
     def query_item(self, query: Query) -> tuple:
         members = list(query.group)
@@ -173,11 +185,12 @@ class FashionIQDataset(UpstreamDataset):
                 f" {self.SPLITS}, {TYPES}, {MODES}, and split or captions"
             )
         benchmark = FashionIQ(data_path, gallery)
-        by_type = benchmark.queries(split, dress_types)
+        entries = benchmark.entries(split, dress_types)
+        by_type = {kind: [fashioniq.query_of(entry, split) for entry in of_kind] for kind, of_kind in entries.items()}
         paths = benchmark.named_paths(by_type) if mode == "relative" else benchmark.image_paths(split, by_type)
-        images = ImageSet(f"FashionIQ {split}", benchmark.root, paths, preprocess)
-        queries = [query for of_type in by_type.values() for query in of_type]
-        super().__init__(split, mode, images, queries, box_file, max_regions)
+        images, flat = ImageSet(f"FashionIQ {split}", benchmark.root, paths, preprocess), [*chain(*entries.values())]
+        queries = [*chain(*by_type.values())]
+        super().__init__(split, mode, images, flat, queries, box_options(box_file, max_regions))
 
     def query_item(self, query: Query) -> tuple:
         if self.split == "val":

@@ -91,6 +91,7 @@ def test_tuples_of_every_split_and_mode(demo):
 
     val = CIRRDataset("val", "relative", PREPROCESS, data_path=demo)
     entry = json.loads((demo / "cirr/captions/cap.rc2.val.json").read_text())[0]
+    assert val.triplets[0] == entry
     assert val[0] == (entry["reference"], entry["target_hard"], entry["caption"], entry["img_set"]["members"])
     test1 = CIRRDataset("test1", "relative", PREPROCESS, data_path=demo)
     entry = json.loads((demo / "cirr/captions/cap.rc2.test1.json").read_text())[0]

@@ -52,7 +52,7 @@ def cached(demo, model, folder, **changes) -> CIRRDataset:
 
 def samples_of(dataset) -> dict:
     make_samples = SampleMaker(list, str, dataset, CPU)
-    return make_samples(collate_fn([dataset.triplets[i] for i in range(8)]))
+    return make_samples(collate_fn([dataset.training[i] for i in range(8)]))
 
 
 def losses_and_gradients(model, samples) -> tuple[dict, dict]:

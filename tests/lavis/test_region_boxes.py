@@ -11,6 +11,7 @@ from bad_inputs import UPSIDE_DOWN
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from data_utils import CIRRDataset, collate_fn
 from lavis.datasets.region_boxes import Region, load_boxes, read_box_file, regions_of, save_boxes
@@ -280,9 +281,15 @@ def test_collate_takes_any_number_of_boxes(demo, box_file):
     assert captions == [item.caption for item in items]
     assert [len(boxes) for boxes in ref_boxes] == [len(item.ref_boxes) for item in items]
     assert all(torch.equal(boxes, item.tgt_boxes) for boxes, item in zip(tgt_boxes, items, strict=True))
+    loader = DataLoader(dataset, 6, num_workers=2, collate_fn=collate_fn)
+    assert [len(boxes) for boxes in next(iter(loader))[3]] == [len(item.ref_boxes) for item in items]
+    rebuilt = collate_fn([(i, *item) for i, item in enumerate(items)])  # as a dataset around it may do
+    assert [len(boxes) for boxes in rebuilt[4]] == [len(item.ref_boxes) for item in items]
+    named = collate_fn([{"boxes": torch.zeros(n, 4)} for n in (1, 2)])
+    assert [len(boxes) for boxes in named["boxes"]] == [1, 2]
     alike = [item for item in items if len(item.ref_boxes) == len(items[0].ref_boxes)]
     assert isinstance(collate_fn(alike)[3], list)
-    triplets = dataset.triplets
+    triplets = dataset.training
     found = collate_fn([triplets[0], triplets[1]])
     assert found["image"].shape == (2, 3, 56, 56)
     assert [len(boxes) for boxes in found["reference_boxes"]] == [len(triplets[i]["reference_boxes"]) for i in (0, 1)]

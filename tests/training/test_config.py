@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from training_flags import training_flags
 
@@ -22,6 +24,14 @@ def test_a_preset_fills_what_is_not_given_also_after_replace():
     assert (other.plan.num_epochs, other.plan.learning_rate, other.plan.loss_rtc) == (7, 2e-5, 1.0)
     assert dataclasses.replace(other, num_epochs=None).plan.num_epochs == 30
     assert other.settings()["learning_rate"] == 2e-5
+
+
+def test_values_that_stand_for_those_of_a_field_are_taken(tmp_path):
+    config = TrainConfig("CIRR", seed=np.int64(3), learning_rate=np.float32(0.5), weights=tmp_path / "w.pt",
+                         feature_cache=tmp_path / "f", data_path=str(tmp_path))  # fmt: skip
+    assert (config.seed, config.learning_rate, type(config.seed), type(config.learning_rate)) == (3, 0.5, int, float)
+    assert (config.weights, config.feature_cache) == (str(tmp_path / "w.pt"), str(tmp_path / "f"))
+    assert config.data_path == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -71,13 +81,24 @@ def test_the_settings_of_a_run_are_read_back(demo, small_yaml, tmp_path):
     (folder,) = (tmp_path / "one").iterdir()
     file = ["--config", str(folder / "training_hyperparameters.json")]
     before, _ = blip_fine_tune_2.parse_config(flags)
-    assert blip_fine_tune_2.parse_config(file)[0].settings() == before.settings()
+    kept = {"backbone": str(folder / "backbone.yaml")}
+    assert blip_fine_tune_2.parse_config(file)[0].settings() == before.settings() | kept
     blip_fine_tune_2.main([*file, "--output-folder", str(tmp_path / "two")])
     (again,) = (tmp_path / "two").iterdir()
     for name in ("train_metrics.csv", "validation_metrics.csv"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
     changed, _ = blip_fine_tune_2.parse_config([*file, "--batch-size", "4"])
     assert changed == dataclasses.replace(blip_fine_tune_2.parse_config(file)[0], batch_size=4)
+
+
+def test_a_run_with_a_backbone_of_its_own_keeps_it_for_its_settings(demo, small_yaml, tmp_path):
+    own = tmp_path / "my.yaml"
+    own.write_text(Path(small_yaml).read_text())
+    blip_fine_tune_2.main(training_flags(demo, str(own), tmp_path / "one"))
+    (folder,) = (tmp_path / "one").iterdir()
+    own.unlink()
+    config, _ = blip_fine_tune_2.parse_config(["--config", str(folder / "training_hyperparameters.json")])
+    assert config.backbone == str(folder / "backbone.yaml")
 
 
 def test_a_file_of_settings_that_is_none_is_answered(tmp_path):

@@ -65,8 +65,12 @@ class CIRR(Benchmark):
         return read_image_split(self.root, split)
 
     def queries(self, split: str, known_names: Mapping[str, str]) -> list[Query]:
-        """The entries of a captions file, whose images must be among `known_names`."""
-        return [_query(entry) for entry in _read_captions(self.root, split, known_names)]
+        """The queries of a split, whose images must be among `known_names`."""
+        return [query_of(entry, split) for entry in self.entries(split, known_names)]
+
+    def entries(self, split: str, known_names: Mapping[str, str]) -> list[dict]:
+        """The entries of a captions file, as they stand there."""
+        return _read_captions(self.root, split, known_names)
 
     def training_images(self, preprocess: Preprocess) -> tuple[ImageSet, list[Query]]:
         return self._images_and_queries("train", preprocess)
@@ -98,8 +102,9 @@ class CIRR(Benchmark):
         return path
 
 
-def _query(entry: dict) -> Query:
-    targets = (entry["target_hard"],) if "target_hard" in entry else ()
+def query_of(entry: dict, split: str) -> Query:
+    """The query that an entry of a captions file describes; the test server alone knows the targets of `test1`."""
+    targets = (entry["target_hard"],) if split != "test1" else ()
     return Query(entry["reference"], entry["caption"], targets, tuple(entry["img_set"]["members"]), entry["pairid"])
 
 

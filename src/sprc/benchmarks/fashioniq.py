@@ -59,7 +59,12 @@ class FashionIQ(Benchmark):
         return [*train, *(path for kind in TYPES for path in fashioniq_files(self.root, kind, "val"))]
 
     def queries(self, split: str, types: Sequence[str] = TYPES) -> dict[str, list[Query]]:
-        """Garment type -> the entries of its captions file."""
+        """Garment type -> its queries."""
+        entries = self.entries(split, types)
+        return {kind: [query_of(entry, split) for entry in of_kind] for kind, of_kind in entries.items()}
+
+    def entries(self, split: str, types: Sequence[str] = TYPES) -> dict[str, list[dict]]:
+        """Garment type -> the entries of its captions file, as they stand there."""
         if not os.path.isdir(self.root):
             raise InputError(f"no folder {self.root}: give the folder that holds captions/ and images/ as `data_path`")
         return {kind: _read_captions(self.root, kind, split) for kind in types}
@@ -177,7 +182,7 @@ def _read_list(root: Path, kind: str, split: str, queries: list[Query]) -> list[
     return names
 
 
-def _read_captions(root: Path, kind: str, split: str) -> list[Query]:
+def _read_captions(root: Path, kind: str, split: str) -> list[dict]:
     path, _ = fashioniq_files(root, kind, split)
     entries = read_json(path, list, FIX)
     if not entries:
@@ -186,7 +191,12 @@ def _read_captions(root: Path, kind: str, split: str) -> list[Query]:
         problem = _entry_problem(entry, split)
         if problem:
             raise InputError(f"{path}: entry {index} {problem}; correct it, or download the file again")
-    return [Query(e["candidate"], e["captions"], (e["target"],) if split != "test" else ()) for e in entries]
+    return entries
+
+
+def query_of(entry: dict, split: str) -> Query:
+    """The query that an entry of a captions file describes; those of the test split have no target."""
+    return Query(entry["candidate"], entry["captions"], (entry["target"],) if split != "test" else ())
 
 
 def _entry_problem(entry, split: str) -> str | None:

@@ -6,8 +6,10 @@ A group of settings is a frozen dataclass whose fields are made by `option`. `ad
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -16,6 +18,10 @@ from sprc.core.command_line import user_path
 from sprc.core.errors import InputError, shown
 
 KEY = "option"
+ACCEPTED: dict[type, tuple[type, ...]] = {
+    int: (Integral,), float: (Real,), str: (str, os.PathLike), Path: (str, os.PathLike)
+}  # fmt: skip
+ACCEPTED_AS_IT_IS: dict[type, tuple[type, ...]] = {float: (float, int)}
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,12 @@ class Option:
 
 
 def option(help: str, default: Any = None, **rules: Any) -> Any:
-    """A field of a group of settings. `rules` are fields of `Option`; the default `...` stands for a required value."""
+    """A field of a group of settings. `rules` are fields of `Option`; the default `...` stands for a required value.
+
+    A required value may be given by its position.
+    """
     metadata = {KEY: Option(help, **rules)}
-    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+    return field(metadata=metadata, kw_only=False) if default is ... else field(default=default, metadata=metadata)
 
 
 def options_of(group: type) -> dict[str, Field]:
@@ -84,21 +93,26 @@ def base_type(found: Field) -> type:
 
 
 def check_options(settings: Any) -> None:
-    """Raise InputError that names the first setting, in backticks, whose value it cannot have."""
+    """Bring the settings of a frozen dataclass to their types.
+
+    Raises InputError that names the first setting, in backticks, that cannot have its value.
+    """
     for name, found in options_of(type(settings)).items():
         value = getattr(settings, name)
         if value is None and found.default is None:
             continue
-        _check_type(name, found, value)
+        object.__setattr__(settings, name, _typed(name, found, value))
         _check_value(name, found.metadata[KEY], value)
         _check_switch(settings, name, found)
 
 
-def _check_type(name: str, found: Field, value: Any) -> None:
+def _typed(name: str, found: Field, value: Any) -> Any:
+    """The value in the type of its field: numbers of numpy are numbers, and a path may stand for its text."""
     kind = base_type(found)
-    accepted: tuple[type, ...] = {float: (float, int), Path: (Path, str)}.get(kind, (kind,))
+    accepted = ACCEPTED.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"`{name}` is {shown(value)}: give a value of type {kind.__name__}")
+    return value if isinstance(value, ACCEPTED_AS_IT_IS.get(kind, kind)) else kind(value)
 
 
 def _check_value(name: str, rules: Option, value: Any) -> None:

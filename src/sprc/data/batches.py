@@ -9,27 +9,25 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from sprc.data.cached_rows import CachedRows
 from sprc.data.loader_workers import prepare_worker
+from sprc.data.triplets import RegionBoxes
 
 STACKED = (Tensor, FrozenFeatures, CachedRows)
-BOX_FIELDS = ("ref_boxes", "tgt_boxes")  # of a tuple with names; as many of an image as it has
 
 
 def collate_fn(batch: list[tuple] | list[dict]) -> list | dict:
     """Samples -> one list per field, in a list for tuples and in a dictionary for dictionaries.
 
-    Images (3, S, S), features (T, D) and rows of a cache are stacked. Captions, names, groups, boxes that are arrays,
-    and the fields `BOX_FIELDS` of a tuple with names stay plain lists.
+    Images (3, S, S), features (T, D) and rows of a cache are stacked. Captions, names, groups, and boxes, which are
+    `RegionBoxes`, arrays, or a field whose name ends in "boxes", stay plain lists.
     """
     if isinstance(batch[0], dict):
-        return {name: _collated([sample[name] for sample in batch]) for name in batch[0]}
-    names = getattr(batch[0], "_fields", ())
-    boxes = [names.index(name) for name in BOX_FIELDS if name in names]
-    fields = zip(*batch, strict=True)
-    return [list(field) if place in boxes else _collated(list(field)) for place, field in enumerate(fields)]
+        return {name: _collated([sample[name] for sample in batch], name) for name in batch[0]}
+    return [_collated(list(field)) for field in zip(*batch, strict=True)]
 
 
-def _collated(field: list) -> Any:
-    return default_collate(field) if isinstance(field[0], STACKED) else field
+def _collated(field: list, name: str = "") -> Any:
+    is_boxes = isinstance(field[0], RegionBoxes) or name.endswith("boxes")
+    return default_collate(field) if isinstance(field[0], STACKED) and not is_boxes else field
 
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device, **options) -> DataLoader:

@@ -32,6 +32,10 @@ class Query:
         return self.targets[0]
 
 
+class RegionBoxes(Tensor):
+    """Boxes (n, 4) of one image, xyxy in [0, 1] of the input frame: a tensor that `collate_fn` never stacks."""
+
+
 @dataclass(frozen=True)
 class Triplet:
     """A training triplet: what `ImageSet.load_image` gives, caption or captions, names; regions with a box file.
@@ -99,7 +103,7 @@ class ImageRegions:
             found = self.move([region.box for region in self.raw.get(name, ())], *size)
             self._moved[name] = found.boxes[: self.max_regions], found.dropped
         boxes, dropped = self._moved[name]
-        return boxes.clone(), dropped
+        return boxes.clone().as_subclass(RegionBoxes), dropped
 
 
 class TrainingTriplets(Dataset):
