@@ -68,10 +68,8 @@ class UpstreamDataset(ImageSet):
     ):
         super().__init__(images.title, images.root, images.image_paths, images.preprocess)
         self.split, self.mode, self.triplets, self.queries = split, mode, entries, queries
-        regions = None
-        if boxes is not None and (split, mode) == ("train", "relative"):
-            regions = open_regions(boxes.box_file, self, queries, boxes.max_regions)
-        self.training = TrainingTriplets(self, queries, regions)
+        trains = (split, mode) == ("train", "relative")
+        self.training = TrainingTriplets(self, queries, open_regions(boxes if trains else None, self, queries))
 
     def __len__(self) -> int:
         return len(self.queries if self.mode == "relative" else self.names)
@@ -186,7 +184,7 @@ class FashionIQDataset(UpstreamDataset):
             )
         benchmark = FashionIQ(data_path, gallery)
         entries = benchmark.entries(split, dress_types)
-        by_type = {kind: [fashioniq.query_of(entry, split) for entry in of_kind] for kind, of_kind in entries.items()}
+        by_type = fashioniq.queries_of(entries, split)
         paths = benchmark.named_paths(by_type) if mode == "relative" else benchmark.image_paths(split, by_type)
         images, flat = ImageSet(f"FashionIQ {split}", benchmark.root, paths, preprocess), [*chain(*entries.values())]
         queries = [*chain(*by_type.values())]

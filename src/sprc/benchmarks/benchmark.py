@@ -4,17 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sprc.core.errors import InputError
+from sprc.core.reading import expanded, read_json
 from sprc.data.image_set import ImageSet
 from sprc.data.options import BoxOptions
 from sprc.data.preprocess import Preprocess
 from sprc.data.triplets import Query, TrainingTriplets, open_regions
 
 Metrics = dict[str, float]
+FIX = "see cirr_dataset/README.md for the folders and where the files come from"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Benchmark(ABC):
     default_root: ClassVar[Path]
 
     def __init__(self, data_path: str | Path | None = None, gallery: str | None = None):
-        self.root = Path(self.default_root if data_path is None else data_path).expanduser()
+        self.root = expanded(self.default_root if data_path is None else data_path)
         self.gallery = gallery or next(iter(self.protocols))
         if self.gallery not in self.protocols:
             raise InputError(f"`gallery` {gallery} is not for {self.name}, which has {' and '.join(self.protocols)}")
@@ -109,8 +111,7 @@ class Benchmark(ABC):
     def training_triplets(self, preprocess: Preprocess, boxes: BoxOptions | None = None) -> TrainingTriplets:
         """The training triplets, with regions if there are boxes."""
         images, queries = self.training_images(preprocess)
-        regions = None if boxes is None else open_regions(boxes.box_file, images, queries, boxes.max_regions)
-        return TrainingTriplets(images, queries, regions)
+        return TrainingTriplets(images, queries, open_regions(boxes, images, queries))
 
     def training_sentences(self, captions: list) -> list[str]:
         """One sentence of what each annotator wrote, in training; random choices draw from torch's CPU generator."""
@@ -123,3 +124,18 @@ class Benchmark(ABC):
     def write_submission(self, task: RetrievalTask, scores: Tensor, place: Path) -> list[Path]:
         """Rank, check and write the files for the test server; `place` is the folder, then the name of the run."""
         raise InputError(f"{self.name} has no test server that this project writes files for")
+
+
+def read_entries(path: Path, problem_of: Callable[[Any], str | None]) -> list[dict]:
+    """The entries of a captions file; `problem_of` says what is wrong with one, or None.
+
+    Raises InputError that names the file and the first entry that is wrong.
+    """
+    entries = read_json(path, list, FIX)
+    if not entries:
+        raise InputError(f"{path} holds no caption: download it again")
+    for index, entry in enumerate(entries):
+        problem = problem_of(entry)
+        if problem:
+            raise InputError(f"{path}: entry {index} {problem}; correct it, or download the file again")
+    return list(entries)

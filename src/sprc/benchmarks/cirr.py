@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sprc.benchmarks.benchmark import Benchmark, Preset, RetrievalTask, Validation
+from sprc.benchmarks.benchmark import FIX, Benchmark, Preset, RetrievalTask, Validation, read_entries
 from sprc.benchmarks.ranking import (
     gallery_columns,
     group_columns,
@@ -29,7 +29,6 @@ from sprc.data.image_set import ImageSet
 from sprc.data.preprocess import Preprocess
 from sprc.data.triplets import Query
 
-FIX = "see cirr_dataset/README.md for the folders and where the files come from"
 VERSION = "rc2"
 # Metric of the server -> how many names every pair gets.
 NAMES_PER_PAIR = {"recall": 50, "recall_subset": 3}
@@ -70,7 +69,8 @@ class CIRR(Benchmark):
 
     def entries(self, split: str, known_names: Mapping[str, str]) -> list[dict]:
         """The entries of a captions file, as they stand there."""
-        return _read_captions(self.root, split, known_names)
+        path, _ = cirr_files(self.root, split)
+        return read_entries(path, partial(_entry_problem, split=split, known_names=known_names))
 
     def training_images(self, preprocess: Preprocess) -> tuple[ImageSet, list[Query]]:
         return self._images_and_queries("train", preprocess)
@@ -157,18 +157,6 @@ def _place_problem(name: str, place) -> str | None:
     if not inside or "\0" in place or os.path.normpath(place) == ".":
         return "write it as './train/34/name.png'"
     return None
-
-
-def _read_captions(root: Path, split: str, known_names: Mapping[str, str]) -> list[dict]:
-    path, _ = cirr_files(root, split)
-    entries = read_json(path, list, FIX)
-    if not entries:
-        raise InputError(f"{path} holds no caption: download it again")
-    for index, entry in enumerate(entries):
-        problem = _entry_problem(entry, split, known_names)
-        if problem:
-            raise InputError(f"{path}: entry {index} {problem}; correct it, or download the file again")
-    return entries
 
 
 def _entry_problem(entry, split: str, known_names: Mapping[str, str]) -> str | None:

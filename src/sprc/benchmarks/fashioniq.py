@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sprc.benchmarks.benchmark import Benchmark, Metrics, Preset, RetrievalTask, Validation
+from sprc.benchmarks.benchmark import FIX, Benchmark, Metrics, Preset, RetrievalTask, Validation, read_entries
 from sprc.benchmarks.ranking import gallery_columns, name_columns, recall_at, require_sizes, target_ranks
 from sprc.core.errors import InputError, shown
 from sprc.core.places import REPOSITORY
@@ -20,7 +20,6 @@ from sprc.data.image_set import ImageSet
 from sprc.data.preprocess import Preprocess
 from sprc.data.triplets import Query
 
-FIX = "see cirr_dataset/README.md for the folders and where the files come from"
 PLAIN_NAMES = "write names without a path, / or \\"
 TYPES = ("dress", "shirt", "toptee")
 SUFFIXES = (".png", ".jpg", ".jpeg")  # an image has the first of these for which a file exists
@@ -60,14 +59,14 @@ class FashionIQ(Benchmark):
 
     def queries(self, split: str, types: Sequence[str] = TYPES) -> dict[str, list[Query]]:
         """Garment type -> its queries."""
-        entries = self.entries(split, types)
-        return {kind: [query_of(entry, split) for entry in of_kind] for kind, of_kind in entries.items()}
+        return queries_of(self.entries(split, types), split)
 
     def entries(self, split: str, types: Sequence[str] = TYPES) -> dict[str, list[dict]]:
         """Garment type -> the entries of its captions file, as they stand there."""
         if not os.path.isdir(self.root):
             raise InputError(f"no folder {self.root}: give the folder that holds captions/ and images/ as `data_path`")
-        return {kind: _read_captions(self.root, kind, split) for kind in types}
+        captions = {kind: fashioniq_files(self.root, kind, split)[0] for kind in types}
+        return {kind: read_entries(path, partial(_entry_problem, split=split)) for kind, path in captions.items()}
 
     def image_paths(self, split: str, queries: Mapping[str, list[Query]]) -> dict[str, str]:
         """name -> path relative to the root, in the order of the gallery of the types of `queries`.
@@ -182,16 +181,9 @@ def _read_list(root: Path, kind: str, split: str, queries: list[Query]) -> list[
     return names
 
 
-def _read_captions(root: Path, kind: str, split: str) -> list[dict]:
-    path, _ = fashioniq_files(root, kind, split)
-    entries = read_json(path, list, FIX)
-    if not entries:
-        raise InputError(f"{path} holds no caption: download it again")
-    for index, entry in enumerate(entries):
-        problem = _entry_problem(entry, split)
-        if problem:
-            raise InputError(f"{path}: entry {index} {problem}; correct it, or download the file again")
-    return entries
+def queries_of(entries: Mapping[str, list[dict]], split: str) -> dict[str, list[Query]]:
+    """Garment type -> its queries, of its entries."""
+    return {kind: [query_of(entry, split) for entry in of_kind] for kind, of_kind in entries.items()}
 
 
 def query_of(entry: dict, split: str) -> Query:

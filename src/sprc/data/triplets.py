@@ -10,7 +10,7 @@ from lavis.datasets.region_boxes import FRAME_KEY, STORED, read_box_file, region
 from sprc.core.errors import InputError
 from sprc.data.image_set import ImageSet, Loaded
 from sprc.data.images import is_tagged, orientations
-from sprc.data.options import MAX_REGIONS
+from sprc.data.options import MAX_REGIONS, BoxOptions
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,9 @@ class TrainingTriplets(Dataset):
 Triplets = TrainingTriplets | Subset[dict]
 
 
-def open_regions(box_file: str | Path, images: ImageSet, queries: list[Query], max_regions: int) -> ImageRegions:
-    """The regions of all images that training triplets name; errors as `ImageRegions`."""
+def open_regions(boxes: BoxOptions | None, images: ImageSet, queries: list[Query]) -> ImageRegions | None:
+    """The regions of all images that training triplets name, None without boxes; errors as `ImageRegions`."""
+    if boxes is None:
+        return None
     names = [name for query in queries for name in (query.reference, query.target)]
-    return ImageRegions(box_file, images, names, max_regions)
+    return ImageRegions(boxes.box_file, images, names, boxes.max_regions)
