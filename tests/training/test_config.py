@@ -32,6 +32,8 @@ def test_values_that_stand_for_those_of_a_field_are_taken(tmp_path):
     assert (config.seed, config.learning_rate, type(config.seed), type(config.learning_rate)) == (3, 0.5, int, float)
     assert (config.weights, config.feature_cache) == (str(tmp_path / "w.pt"), str(tmp_path / "f"))
     assert config.data_path == tmp_path
+    # A float of numpy is a float, but a state that holds one would not load again.
+    assert type(TrainConfig("CIRR", learning_rate=np.float64(0.5)).learning_rate) is float
 
 
 @pytest.mark.parametrize(

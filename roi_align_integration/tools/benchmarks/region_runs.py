@@ -60,8 +60,7 @@ def train_job(folder: Path) -> None:
     from sprc.training.run import run_training
 
     settings = read_json(folder / "settings.json", dict, "remove the folder", paths=True)["config"]
-    paths = ("data_path", "output_folder", "box_file")
-    config = TrainConfig(**settings | {name: Path(settings[name]) for name in paths if settings.get(name)})
+    config = TrainConfig(**settings)
     run_training(config, find_run(config))
 
 

@@ -12,23 +12,22 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from sprc.core.command_line import user_path
+from sprc.core.command_line import absolute, user_path
 from sprc.core.errors import InputError, shown
 
 KEY = "option"
 ACCEPTED: dict[type, tuple[type, ...]] = {
     int: (Integral,), float: (Real,), str: (str, os.PathLike), Path: (str, os.PathLike)
 }  # fmt: skip
-ACCEPTED_AS_IT_IS: dict[type, tuple[type, ...]] = {float: (float, int)}
 
 
 @dataclass(frozen=True)
 class Option:
     """What a setting may be. `least` is allowed, `above` is not; `only_with` names the switch that it needs.
 
-    `parse` makes the value out of a flag's text, where the type of the field does not say how.
+    `path_if` tells of a text whether it is a path, and not a word such as `off`.
     """
 
     help: str
@@ -37,7 +36,7 @@ class Option:
     above: float | None = None
     only_with: str = ""
     metavar: str | None = None
-    parse: Callable[[str], Any] | None = None
+    path_if: Callable[[str], bool] = lambda text: False
 
 
 def option(help: str, default: Any = None, **rules: Any) -> Any:
@@ -68,8 +67,7 @@ def _flag(found: Field) -> dict[str, Any]:
     shared = {"help": rules.help + _default_in_words(found), "default": argparse.SUPPRESS}
     if found.type is bool:
         return shared | {"action": "store_true"}
-    parsers: dict[type, Callable[[str], Any] | None] = {Path: user_path, str: None}
-    parse = rules.parse or parsers.get(base_type(found), base_type(found))
+    parse = user_path if base_type(found) is Path else base_type(found)
     return shared | {"type": parse, "choices": tuple(rules.choices) or None, "metavar": rules.metavar}
 
 
@@ -93,7 +91,7 @@ def base_type(found: Field) -> type:
 
 
 def check_options(settings: Any) -> None:
-    """Bring the settings of a frozen dataclass to their types.
+    """Bring the settings of a frozen dataclass to their types; paths become absolute, so that they hold anywhere.
 
     Raises InputError that names the first setting, in backticks, that cannot have its value.
     """
@@ -107,12 +105,14 @@ def check_options(settings: Any) -> None:
 
 
 def _typed(name: str, found: Field, value: Any) -> Any:
-    """The value in the type of its field: numbers of numpy are numbers, and a path may stand for its text."""
+    """The value in the type of its field, a path from the root. Numbers of numpy count as numbers, a path as a text."""
     kind = base_type(found)
     accepted = ACCEPTED.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"`{name}` is {shown(value)}: give a value of type {kind.__name__}")
-    return value if isinstance(value, ACCEPTED_AS_IT_IS.get(kind, kind)) else kind(value)
+    if kind is Path or (kind is str and found.metadata[KEY].path_if(str(value))):
+        return kind(absolute(cast(str | Path, value)))
+    return value if type(value) in (kind, int) else kind(value)  # a whole number may stand for a float
 
 
 def _check_value(name: str, rules: Option, value: Any) -> None:

@@ -21,7 +21,12 @@ class BoxOptions:
 class CacheOptions:
     """The feature cache: a folder for the frozen ViT's output, or `off`."""
 
-    feature_cache: str = option("keep the frozen ViT's output here", default=CACHE_OFF, metavar="DIR|off")
+    feature_cache: str = option(
+        "keep the frozen ViT's output here",
+        default=CACHE_OFF,
+        metavar="DIR|off",
+        path_if=lambda text: text != CACHE_OFF,
+    )
     cache_precision: str = option(
         "of the feature cache", default="fp16", choices=("fp16", "fp32"), only_with="feature_cache"
     )

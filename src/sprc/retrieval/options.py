@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sprc.benchmarks import find_benchmark, known_names
-from sprc.core.command_line import absolute
-from sprc.core.options import add_flags, check_options, option, options_of
-from sprc.data.options import CACHE_OFF, CacheOptions
+from sprc.core.options import add_flags, check_options, option
+from sprc.data.options import CacheOptions
 
 if TYPE_CHECKING:
     from sprc.benchmarks.benchmark import Benchmark
@@ -57,6 +56,7 @@ class ModelOptions:
         "pretrain, pretrain_vitL, tiny, or the path of a model's YAML file",
         default="pretrain",
         metavar="NAME|FILE",
+        path_if=is_yaml,
     )
     drop_region_proj: bool = option("leave out a region_proj of another shape", default=False)
 
@@ -77,29 +77,19 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RuntimeOptions, ModelOptions, CacheOptions, DataOptions):
-    """What every configuration has. Paths become absolute, so that they hold from any working directory.
+    """What every configuration has.
 
     The groups stand from the last to the first: a dataclass has the fields of its last base first.
     """
 
     def __post_init__(self) -> None:
         check_options(self)
-        self._make_paths_absolute()
         self.benchmark  # raises for an unknown dataset, or a gallery that it does not have  # noqa: B018
 
     @cached_property
     def benchmark(self) -> "Benchmark":
         """The benchmark, in its folder."""
         return find_benchmark(self.dataset)(self.data_path, self.gallery)
-
-    def _make_paths_absolute(self) -> None:
-        for name, found in options_of(type(self)).items():
-            value = getattr(self, name)
-            if value is not None and found.type in (Path, Path | None):
-                object.__setattr__(self, name, absolute(value))
-        words = {"feature_cache": self.feature_cache == CACHE_OFF, "backbone": not is_yaml(self.backbone)}
-        for name in (name for name, is_word in words.items() if not is_word):
-            object.__setattr__(self, name, str(absolute(getattr(self, name))))
 
 
 @dataclass(frozen=True, kw_only=True)

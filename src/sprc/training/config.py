@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprc.core.command_line import absolute
 from sprc.core.errors import InputError
 from sprc.core.options import option
 from sprc.core.places import REPOSITORY
@@ -76,6 +76,7 @@ class TrainingInputs:
         "initial weights: a file or folder in any format of models/README.md (default: $SPRC_WEIGHTS, else what is"
         " in models/weights, a cache, or can be downloaded; tiny: random)",
         metavar="PATH|random",
+        path_if=lambda text: text not in ("", "random"),
     )
 
 
@@ -173,8 +174,6 @@ class TrainConfig(OutputOptions, RegionOptions, OptimisationOptions, TrainingInp
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights not in (None, "", "random"):
-            object.__setattr__(self, "weights", str(absolute(self.weights)))
         self._check_schedule()
         self._check_regions()
         save_interval(self.save_every)
@@ -183,7 +182,7 @@ class TrainConfig(OutputOptions, RegionOptions, OptimisationOptions, TrainingInp
     def preset(self) -> "Preset":
         return self.benchmark.preset
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """What the user has given, and the preset's values for the rest."""
         given = {name: getattr(self, name) for name in Plan.__dataclass_fields__}

@@ -19,10 +19,9 @@ from sprc.training.run_inputs import (
 )
 from sprc.training.run_state import read_state
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PLACES = ("data_path", "box_file")
-PATHS = (*PLACES, "output_folder")
 CACHE = "feature_cache"  # may lie elsewhere, for its key tells what is in it; but a run keeps to it, or to images
 # Free for the continuation of a named run; `auto` looks for a run that has the same.
 SAME_FOR_AUTO = {*PLACES, CACHE, "precision", "schedule_epochs"}
@@ -50,7 +49,7 @@ def find_run(config: TrainConfig) -> Path | None:
             return folder
         last = last or f"{folder.name} differs in {', '.join(differences)}"
     if last:
-        log.info(f"`resume` auto: a new run begins; {last}")
+        logger.info(f"`resume` auto: a new run begins; {last}")
     return None
 
 
@@ -63,7 +62,7 @@ def _differences(run_folder: Path, config: TrainConfig) -> list[str]:
     try:
         saved = read_json(path, dict, "remove the folder", paths=True)
     except InputError as error:
-        log.info(f"`resume` auto leaves out {run_folder}: {error}")
+        logger.info(f"`resume` auto leaves out {run_folder}: {error}")
         return [f"{SETTINGS_FILE}, which cannot be read"]
     free = {*FREE_TO_CHANGE} - SAME_FOR_AUTO
     wanted = {name: value for name, value in config.settings().items() if name not in free}
@@ -86,7 +85,7 @@ def resumed_config(run_folder: Path, given: dict) -> TrainConfig:
     whole = isinstance(inputs, dict) and isinstance(optimization, dict) and "steps" in optimization
     if set(saved) != known or not whole:
         raise InputError(f"{run_folder} was made by another version of this project: it cannot continue here")
-    saved |= {name: Path(saved[name]) for name in PATHS if saved[name] is not None} | kept_backbone(run_folder)
+    saved |= kept_backbone(run_folder)
     bound = given.keys() - ({*FREE_TO_CHANGE} - {CACHE})
     changed = [name for name in given if name in bound and not _same(name, given[name], saved[name])]
     if changed:
