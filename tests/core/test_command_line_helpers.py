@@ -11,8 +11,9 @@ import pytest
 from paths import TOOLS
 from training_flags import ENVIRONMENT, command, training_flags
 
-from sprc.core.command_line import as_flags, run_main
+from sprc.core.command_line import run_main
 from sprc.core.errors import InputError
+from sprc.core.logs import as_flags
 
 ASCII = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
 CHINESE, UNDECODABLE = "数据", os.fsdecode(b"d\xff\xfe")

@@ -39,7 +39,14 @@ def test_only_rows_from_the_cache_take_its_place(tmp_path):
 
     from sprc.core.runtime import choose_runtime
 
-    flags = {"folder": tmp_path, "steps": 1, "micro_batch": None, "num_workers": 0, "cache_device": "cuda"}
+    flags = {
+        "folder": tmp_path,
+        "steps": 1,
+        "backbone": "tiny",
+        "micro_batch": None,
+        "num_workers": 0,
+        "cache_device": "cuda",
+    }
     for name, place in {"upstream": "cpu", "plain+regions": "cpu", "cached": "cuda", "validation": "cuda"}.items():
         row = Row(Namespace(row=name, **flags), 2, choose_runtime("cpu"))
         assert row.config.cache_device == place

@@ -21,10 +21,10 @@ from lavis.processors import BlipCaptionProcessor
 from sprc.benchmarks.benchmark import Validation
 from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.feature_cache_build import use_feature_cache
-from sprc.data.preprocess import build_preprocess
 from sprc.data.triplets import TrainingTriplets
 from sprc.demo.dataset import DemoSettings, make_demo_dataset
 from sprc.demo.model import random_model
+from sprc.retrieval.evaluate_checkpoint import preprocess_of
 from sprc.retrieval.evaluation import Evaluator
 from sprc.training.config import TrainConfig
 from sprc.training.run import compile_model
@@ -91,6 +91,7 @@ class Row:
         return TrainConfig(
             dataset="CIRR",
             data_path=self.images,
+            backbone=args.backbone,
             box_file=self.images / "boxes" / "cirr_boxes_train.json" if regions else None,
             use_region_loss=regions,
             batch_size=self.batch_size,
@@ -112,11 +113,6 @@ class Row:
         model.region_objective, model.use_region_loss = self.config.region_objective, self.config.use_region_loss
         return model.to(self.runtime.device)
 
-    @cached_property
-    def preprocess(self):
-        config = self.config
-        return build_preprocess(config.transform, config.target_ratio, self.model.config.vision.image_size)
-
     def steps(self) -> dict:
         """The mean of `--steps` steps of the training loop, loading included, after as many that warm up."""
         training = Training(self)
@@ -133,13 +129,13 @@ class Row:
 
     def triplets(self) -> TrainingTriplets:
         """The training triplets, from the feature cache if the row has one; it is made if it is not there."""
-        triplets = self.config.benchmark.training_triplets(self.preprocess, self.config.boxes)
+        triplets = self.config.benchmark.training_triplets(preprocess_of(self.config), self.config.boxes)
         use_feature_cache(self.config, self.model, self.runtime.device, triplets.images)
         return triplets
 
     def tasks(self) -> Validation:
         """The validation, likewise."""
-        validation = self.config.benchmark.validation(self.preprocess)
+        validation = self.config.benchmark.validation(preprocess_of(self.config))
         use_feature_cache(self.config, self.model, self.runtime.device, *validation.galleries)
         return validation
 

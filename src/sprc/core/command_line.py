@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from sprc.core.errors import InputError
-from sprc.core.files import write_atomically as write_atomically
 from sprc.core.interrupts import hear_again
 from sprc.core.launch import any_rank, find_launch, require_one_process, speaker, tell_the_launcher
-from sprc.core.logs import as_flags as as_flags
-from sprc.core.logs import show_logs
+from sprc.core.logs import as_flags, show_logs
 from sprc.core.reading import expanded
 from sprc.core.stop_signals import NOTHING_NEW, Stopped
 
@@ -109,7 +107,7 @@ def _tell(line: str) -> None:
 def lost_output(error: InputError | OSError) -> str:
     """What is wrong with an output of this process if that has raised `error`, and the fix; else "".
 
-    Such an error names no file, and Python drops what could not be written: so one more character is tried.
+    Such an error names no file: so one more character is tried.
     """
     if not isinstance(error, OSError) or error.filename is not None or error.errno not in NO_OUTPUT:
         return ""

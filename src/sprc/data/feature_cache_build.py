@@ -22,6 +22,7 @@ from lavis.models import Blip2QformerCirAlignPrompt
 from sprc.core.errors import InputError
 from sprc.core.files import made_and_held, readable
 from sprc.core.process_group import ALONE, World
+from sprc.core.reading import expanded
 from sprc.data.cache_files import PRECISIONS, map_arrays, open_features, row_checks, unfinished_rows
 from sprc.data.feature_cache import FeatureCache
 from sprc.data.image_set import ImageSet
@@ -85,7 +86,7 @@ def use_feature_cache(
     fingerprint = frozen_fingerprint(model)
     for dataset in datasets:
         key = cache_key(dataset, model, fingerprint, config.cache_precision)
-        folder = Path(config.feature_cache).expanduser() / _key_name(key)
+        folder = expanded(config.feature_cache) / _key_name(key)
         _complete(CacheBuild(folder, key, dataset, model, device, config.num_workers), world)
         dataset.features = _together(world, partial(FeatureCache, folder, key, table))
         logger.info(

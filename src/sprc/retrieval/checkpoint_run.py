@@ -10,7 +10,7 @@ from sprc.core.errors import InputError
 from sprc.core.reading import read_json
 from sprc.retrieval.options import EvaluationConfig
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "training_hyperparameters.json"
 BACKBONE_FILE = "backbone.yaml"
@@ -40,7 +40,7 @@ def settings_of_run(model_path: Path) -> dict[str, Any]:
     wrong = [name for name, value in found.items() if not isinstance(value, OF_RUN[name])]
     if wrong:
         raise InputError(f"{path}: {wrong[0]} is {found[wrong[0]]!r}: remove the file, and give the flags of the run")
-    log.info("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    logger.info("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()))
     return found
 
 

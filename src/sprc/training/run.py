@@ -15,7 +15,6 @@ import transformers
 from torch.utils.data import Subset
 
 from lavis.models import Blip2QformerCirAlignPrompt, load_model_and_preprocess
-from lavis.models.model_config import load_config
 from sprc.benchmarks.benchmark import Validation
 from sprc.core.files import unwritable, write_atomically
 from sprc.core.locks import held
@@ -25,9 +24,9 @@ from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.image_check import check_images
 from sprc.data.options import CACHE_OFF
-from sprc.data.preprocess import build_preprocess
 from sprc.data.triplets import TrainingTriplets
 from sprc.retrieval.checkpoint_run import SETTINGS_FILE
+from sprc.retrieval.evaluate_checkpoint import preprocess_of
 from sprc.training.config import LAST_FILE, TrainConfig
 from sprc.training.run_inputs import input_fingerprints, keep_backbone
 from sprc.training.run_state import Best, read_state
@@ -35,7 +34,7 @@ from sprc.training.samples import SampleMaker
 from sprc.training.sampling import derived_seed
 from sprc.training.trainer import Trainer, TrainingData
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def run_training(config: TrainConfig, resumed: Path | None = None) -> tuple[Best, Path]:
@@ -55,8 +54,7 @@ class _Run:
         self.state = None if resumed is None else read_state(resumed)
         runtime = choose_runtime(config.device, config.precision)
         self.runtime: Runtime = replace(runtime, world=join_world(runtime.device))
-        size = load_config(config.backbone).vision.image_size
-        preprocess = build_preprocess(config.transform, config.target_ratio, size)
+        preprocess = preprocess_of(config)
         self.triplets: TrainingTriplets = config.benchmark.training_triplets(preprocess, config.boxes)
         self.validation: Validation = config.benchmark.validation(preprocess)
 
@@ -92,7 +90,7 @@ class _Run:
         if runtime.world.is_main:
             keep_backbone(config, folder)
             write_hyperparameters(config, runtime, folder)
-        log.info("%d triplets; %s; %s; run %s", len(self.triplets), self.validation, runtime.device, folder)
+        logger.info("%d triplets; %s; %s; run %s", len(self.triplets), self.validation, runtime.device, folder)
         galleries = self.validation.galleries
         use_feature_cache(config, model, runtime.device, self.triplets.images, *galleries, world=runtime.world)
         if config.compile:

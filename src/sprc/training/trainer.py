@@ -29,7 +29,7 @@ from sprc.training.run_state import Best, LossMeter, Progress, restore, save_sta
 from sprc.training.sampling import EpochSampler, derived_seed, make_train_loader
 from sprc.training.saver import Saver
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Reading a loss waits for the GPU: the bar, and the check of loss and temperature, come once in so many steps.
 STEPS_PER_REPORT = 20
@@ -124,7 +124,7 @@ class Trainer:
                     bar.set_postfix(self._bar_numbers(images / (time.perf_counter() - start)))
                 after_step()
         if skipped := self.optimization.skipped_steps:
-            log.info("%d steps so far were skipped: gradients beyond fp16", skipped)
+            logger.info("%d steps so far were skipped: gradients beyond fp16", skipped)
         return self.progress.meter.means()
 
     def train_step(self, step: int, batch: dict) -> None:
@@ -153,13 +153,13 @@ class Trainer:
         self._append("train_metrics.csv", means)
         if self.config.save_training:
             self._save_model(LAST_FILE)
-        log.info("epoch %d: %s, temp %.5f", epoch, _short(means), self.model.temp.item())
+        logger.info("epoch %d: %s, temp %.5f", epoch, _short(means), self.model.temp.item())
         if epoch % self.config.validation_frequency:
             return
         with self.signals.at_once(), naming_place(f"validation of epoch {epoch}"):
             metrics = self.evaluate()
         self._append("validation_metrics.csv", metrics)
-        log.info("epoch %d: %s", epoch, _short(metrics))
+        logger.info("epoch %d: %s", epoch, _short(metrics))
         if self.progress.best.update(epoch, metrics) and self.config.save_best:
             self._save_model(self.config.preset.best_file)
 
@@ -185,13 +185,13 @@ class Trainer:
         rated, begun = config.schedule()["epochs"], config.begun_epochs
         if epochs > rated:
             rate = self.optimization.optimizer.param_groups[0]["min_lr"]
-            log.info(
+            logger.info(
                 f"note: this run planned its learning rate for {rated} epochs. After them it stays at {rate:.1e}, with"
                 f" which little changes; `schedule_epochs` {epochs} makes a new plan"
             )
         if epochs != begun and config.use_region_loss:
             end = config.loss_weights(config.progress_at(epochs))["loss_region"]
-            log.info(
+            logger.info(
                 f"note: the region weight keeps to the {begun} epochs that this run began with; it ends at {end:g}"
             )
 
