@@ -2,6 +2,6 @@
 
 from sprc.benchmarks.cirr import cirr_metrics
 from sprc.benchmarks.fashioniq import fashioniq_recalls
-from sprc.retrieval.scores import gallery_scores
+from sprc.index.scores import gallery_scores
 
 __all__ = ["cirr_metrics", "fashioniq_recalls", "gallery_scores"]

@@ -12,7 +12,7 @@ LAYERS = (
     ("lavis",),
     ("sprc.data",),
     ("sprc.benchmarks", "sprc.boxes"),
-    ("sprc.demo",),
+    ("sprc.demo", "sprc.index"),
     ("sprc.retrieval",),
     ("sprc.training",),
     ("data_utils", "validate_blip", "blip_fine_tune_2", "blip_validate", "cirr_test_submission"),

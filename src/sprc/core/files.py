@@ -48,7 +48,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         if file.error:
             raise file.error
         file.flush()
-        _sync(file.fileno(), NO_SYNC)
+        sync_file(file.fileno())
         _check_place(partial, file)
         file.close()
         os.replace(partial, path)
@@ -134,6 +134,11 @@ def _give_up(file: _Watched, partial: Path) -> None:
         file.close()
 
 
+def sync_file(handle: int) -> None:
+    """Wait until what was written to a file is on the disk, if its file system can do that."""
+    _sync(handle, NO_SYNC)
+
+
 def _sync(handle: int, forgiven: tuple[int, ...]) -> None:
     """Wait until a file is on the disk, if its file system can do that."""
     try:
@@ -156,13 +161,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def made_and_held(folder: Path) -> Iterator[None]:
-    """Make a folder that several processes may want, and hold it: one process works in it, and the others wait."""
+def made_and_held(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Make a folder that several processes may want, and hold it: one process works in it, and the others wait.
+
+    Without `wait` the others get an InputError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
-    with held(folder, wait=True):
+    with held(folder, wait):
         yield
 
 

@@ -29,7 +29,7 @@ def folder_images(folder: Path) -> dict[str, Path]:
     for path in (folder / name for name in file_names(folder)):
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        if not _is_text(path.name):
+        if not is_text(path.name):
             raise InputError(f"{folder}: the name of the file {path.name!a} is not valid UTF-8: rename it")
         if path.stem in images:
             raise InputError(f"{path} and {images[path.stem]} share a name: rename one")
@@ -39,7 +39,7 @@ def folder_images(folder: Path) -> dict[str, Path]:
     return images
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -13,8 +13,8 @@ from sprc.benchmarks.benchmark import Metrics, RetrievalTask, Validation
 from sprc.core.process_group import World
 from sprc.core.runtime import Runtime
 from sprc.data.batches import make_loader
+from sprc.index.scores import gallery_scores
 from sprc.retrieval.options import Scoring
-from sprc.retrieval.scores import gallery_scores
 
 
 class Evaluator:

@@ -31,31 +31,35 @@ def gallery_scores(
     """
     require_no_nan(query_features, "query features")
     require_no_nan(target_features, "target features")
-    query_chunk, image_chunk = _chunk_sizes(target_features, memory_mib)
+    query_chunk, image_chunk = chunk_sizes(target_features.shape, target_features.element_size(), memory_mib)
     scores = torch.empty(len(query_features), len(target_features), dtype=torch.float32, device=output_device)
     with torch.autocast(query_features.device.type, enabled=False):
         for first in range(0, len(target_features), image_chunk):
             images = slice(first, first + image_chunk)
-            _fill_scores(scores[:, images], query_features, target_features[images], query_chunk)
+            fill_scores(scores[:, images], query_features, target_features[images], query_chunk)
     require_no_nan(scores, "scores")
     return scores
 
 
-def _chunk_sizes(target_features: Tensor, memory_mib: float) -> tuple[int, int]:
-    """(queries, images) at a time: half of the memory holds the chunk of the gallery, half the queries and products."""
+def chunk_sizes(shape: tuple[int, ...], element_size: int, memory_mib: float) -> tuple[int, int]:
+    """(queries, images) at a time, for a gallery of `shape` (N, T, D) with so many bytes a number.
+
+    Half of the memory holds the chunk of the gallery, half the queries and products. Raises InputError if `memory_mib`
+    is not above 0.
+    """
     if not memory_mib > 0:
         raise InputError(f"the memory bound of the ranking must be above 0 MiB, but it is {memory_mib}")
     half = memory_mib * 2**20 / 2
-    total, tokens, dim = target_features.shape
+    total, tokens, dim = shape
     # A chunk may be there twice: as stored, when it is moved, and in float32.
-    images = int(half // (tokens * dim * (4 + target_features.element_size())))
+    images = int(half // (tokens * dim * (4 + element_size)))
     images = max(1, min(total, images))
     # Per query: its features as stored and in float32, a product per token, the best of them, and its transposed copy.
     queries = int(half // (4 * (2 * dim + images * (tokens + 2))))
     return max(1, queries), images
 
 
-def _fill_scores(scores: Tensor, query_features: Tensor, target_features: Tensor, query_chunk: int) -> None:
+def fill_scores(scores: Tensor, query_features: Tensor, target_features: Tensor, query_chunk: int) -> None:
     """Write the scores of one chunk of the gallery (n, T, D) into `scores` (Q, n)."""
     images, tokens, _ = target_features.shape
     token_rows = target_features.flatten(0, 1).to(query_features.device).float()  # (n, T, D) -> (n T, D)

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sprc.core.errors import InputError
-from sprc.retrieval.scores import gallery_scores
+from sprc.index.scores import gallery_scores
 
 examples = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
