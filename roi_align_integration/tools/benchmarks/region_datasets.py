@@ -94,7 +94,7 @@ def fill_cache(config: TrainConfig) -> None:
     from sprc.core.runtime import choose_runtime
     from sprc.data.feature_cache_build import use_feature_cache
     from sprc.data.image_check import check_images
-    from sprc.retrieval.evaluate_checkpoint import preprocess_of
+    from sprc.retrieval.loading import preprocess_of
 
     torch.manual_seed(0)
     device = choose_runtime(config.device).device

@@ -24,8 +24,8 @@ from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.triplets import TrainingTriplets
 from sprc.demo.dataset import DemoSettings, make_demo_dataset
 from sprc.demo.model import random_model
-from sprc.retrieval.evaluate_checkpoint import preprocess_of
 from sprc.retrieval.evaluation import Evaluator
+from sprc.retrieval.loading import preprocess_of
 from sprc.training.config import TrainConfig
 from sprc.training.run import compile_model
 from sprc.training.run_state import Best, Progress

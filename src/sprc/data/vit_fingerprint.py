@@ -61,9 +61,13 @@ _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Fingerprint]" = weakref.WeakKeyDi
 
 def digest_of(model: nn.Module) -> str:
     """What `frozen_fingerprint` gives, computed each time."""
-    frozen = sorted((name, value) for name, value in model.state_dict().items() if name.startswith(FROZEN))
-    digest = hashlib.sha256()
-    for (name, value), content in zip(frozen, _contents([value for _, value in frozen]), strict=True):
+    return digest_of_tensors({name: value for name, value in model.state_dict().items() if name.startswith(FROZEN)})
+
+
+def digest_of_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the bytes, names, types and shapes of tensors, in the order of their names."""
+    digest, named = hashlib.sha256(), sorted(tensors.items())
+    for (name, value), content in zip(named, _contents([value for _, value in named]), strict=True):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode() + content)
     return digest.hexdigest()
 

@@ -159,7 +159,7 @@ class _Build:
             worker_init_fn=prepare_worker,
         )
         bar = tqdm(total=len(names), desc="photographs", unit="image", dynamic_ncols=True, disable=not names)
-        start = saved = time.monotonic()
+        saved = time.monotonic()
         for number, batch in enumerate(loader, start=1):
             good = [(name, found) for name, found in batch if isinstance(found, OpenedPhoto)]
             changes.broken |= {name: found for name, found in batch if isinstance(found, ImageError)}
@@ -168,7 +168,9 @@ class _Build:
             changes.tagged += sum(found.tagged for _, found in good)
             bar.update(len(batch))
             if number == 1:
-                minutes = (time.monotonic() - start) * len(loader) / 60
+                first = time.monotonic()  # what came before was mostly start-up
+            elif number == 2:
+                minutes = (time.monotonic() - first) * (len(loader) - 1) / 60
                 logger.info(f"index: about {minutes:.1f} minutes for {len(names)} photographs")
             if time.monotonic() - saved > SECONDS_PER_SAVE:
                 files.save()

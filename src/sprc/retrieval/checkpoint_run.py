@@ -1,4 +1,4 @@
-"""The settings with which a checkpoint is evaluated: those of its run, which lie in the run's folder, and the flags."""
+"""The settings with which a checkpoint is used: those of its run, which lie in the run's folder, and the flags."""
 
 import logging
 from pathlib import Path
@@ -36,11 +36,17 @@ def settings_of_run(model_path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     saved = read_json(path, dict, "remove it, and give the flags of the run", paths=True)
-    found = {name: saved[name] for name in OF_RUN if name in saved} | kept_backbone(path.parent)
+    found = checked_settings(saved, path, "remove the file, and give the flags of the run") | kept_backbone(path.parent)
+    logger.info("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    return found
+
+
+def checked_settings(saved: dict[str, Any], path: Path, fix: str) -> dict[str, Any]:
+    """Those of `OF_RUN` that a file holds. Raises InputError for one of another type."""
+    found = {name: saved[name] for name in OF_RUN if name in saved}
     wrong = [name for name, value in found.items() if not isinstance(value, OF_RUN[name])]
     if wrong:
-        raise InputError(f"{path}: {wrong[0]} is {found[wrong[0]]!r}: remove the file, and give the flags of the run")
-    logger.info("settings of the run: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+        raise InputError(f"{path}: {wrong[0]} is {found[wrong[0]]!r}: {fix}")
     return found
 
 

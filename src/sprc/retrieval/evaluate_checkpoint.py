@@ -2,22 +2,15 @@
 
 from pathlib import Path
 
-from lavis.models import load_model_and_preprocess
-from lavis.models.model_config import load_config
 from sprc.benchmarks.benchmark import Metrics, RetrievalTask, Validation
 from sprc.core.machine_faults import explained
 from sprc.core.runtime import choose_runtime
 from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.image_check import check_images
 from sprc.data.image_set import ImageSet
-from sprc.data.preprocess import Preprocess, build_preprocess
 from sprc.retrieval.evaluation import Evaluator
-from sprc.retrieval.options import Config, EvaluationConfig
-
-
-def preprocess_of(config: Config) -> Preprocess:
-    """The preprocess pipeline of a configuration, for the backbone's input size."""
-    return build_preprocess(config.transform, config.target_ratio, load_config(config.backbone).vision.image_size)
+from sprc.retrieval.loading import load_weights, preprocess_of
+from sprc.retrieval.options import EvaluationConfig
 
 
 def validate(config: EvaluationConfig) -> tuple[Validation, Metrics]:
@@ -47,16 +40,9 @@ def load_evaluator(config: EvaluationConfig, galleries: list[ImageSet]) -> Evalu
     """
     check_images(*galleries)
     runtime = choose_runtime(config.device, config.precision)
-    model, _, txt_processors = load_model_and_preprocess(
-        config.blip_model_name,
-        config.backbone,
-        is_eval=True,
-        device=runtime.device,
-        weights=str(config.model_path),
-        drop_region_proj=config.drop_region_proj,
-    )
+    model, process_caption = load_weights(config, config.model_path, runtime.device)
     use_feature_cache(config, model, runtime.device, *galleries)
-    return Evaluator(model, txt_processors["eval"], config.scoring, runtime)
+    return Evaluator(model, process_caption, config.scoring, runtime)
 
 
 def memory_fix(config: EvaluationConfig) -> str:

@@ -34,17 +34,28 @@ class Scoring:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """A benchmark, its folder, and how its images are read."""
+class ImageOptions:
+    """How images are read."""
+
+    transform: str = option("how an image is padded", default="targetpad", choices=("targetpad", "squarepad"))
+    target_ratio: float = option("targetpad: longer images are padded to this ratio", default=1.25)
+    num_workers: int = option("processes that load images", default=4, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """A benchmark and its folder."""
 
     dataset: str = option(f"{known_names()}, in any case", default=...)
     data_path: Path | None = option("folder of the dataset (default: cirr_dataset or fashionIQ_dataset, here)")
     gallery: str | None = option(
         "FashionIQ: rank every image of the split list, or with captions only those that captions name (default: split)"
     )
-    transform: str = option("how an image is padded", default="targetpad", choices=("targetpad", "squarepad"))
-    target_ratio: float = option("targetpad: longer images are padded to this ratio", default=1.25)
-    num_workers: int = option("processes that load images", default=4, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(ImageOptions, BenchmarkOptions):
+    """A benchmark, its folder, and how its images are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +107,7 @@ class Config(RuntimeOptions, ModelOptions, CacheOptions, DataOptions):
 class EvaluationOptions:
     """What is evaluated, and how much at a time."""
 
-    model_path: Path = option("checkpoint (.pt) to evaluate", default=...)
+    model_path: Path = option("checkpoint (.pt) of a run, or other weights that docs/weights.md names", default=...)
     batch_size: int = option("images, or queries, at a time", default=128, above=0)
 
 

@@ -25,10 +25,11 @@ from sprc.data.feature_cache_build import use_feature_cache
 from sprc.data.image_check import check_images
 from sprc.data.options import CACHE_OFF
 from sprc.data.triplets import TrainingTriplets
+from sprc.retrieval.backbone_copy import keep_backbone
 from sprc.retrieval.checkpoint_run import SETTINGS_FILE
-from sprc.retrieval.evaluate_checkpoint import preprocess_of
+from sprc.retrieval.loading import preprocess_of
 from sprc.training.config import LAST_FILE, TrainConfig
-from sprc.training.run_inputs import input_fingerprints, keep_backbone
+from sprc.training.run_inputs import input_fingerprints
 from sprc.training.run_state import Best, read_state
 from sprc.training.samples import SampleMaker
 from sprc.training.sampling import derived_seed
@@ -88,7 +89,7 @@ class _Run:
         """Train in a folder that this run alone holds: from here on files are written."""
         config, runtime = self.config, self.runtime
         if runtime.world.is_main:
-            keep_backbone(config, folder)
+            keep_backbone(config.backbone, folder)
             write_hyperparameters(config, runtime, folder)
         logger.info("%d triplets; %s; %s; run %s", len(self.triplets), self.validation, runtime.device, folder)
         galleries = self.validation.galleries

@@ -1,0 +1,53 @@
+"""The settings of a retriever: which weights, how images are read, where numbers are computed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sprc.core.command_line import absolute
+from sprc.core.errors import InputError
+from sprc.core.options import check_options, option
+from sprc.index.gallery_files import CHECKPOINT, IndexFolder
+from sprc.retrieval.checkpoint_run import checked_settings, kept_backbone, settings_of_run
+from sprc.retrieval.options import ImageOptions, ModelOptions, RuntimeOptions, is_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions:
+    """How many photographs pass the model at a time."""
+
+    batch_size: int = option("photographs at a time", default=32, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverConfig(RuntimeOptions, ModelOptions, EncodingOptions, ImageOptions):
+    """A retriever; `model_path` is a file or folder of weights in any format that docs/weights.md names."""
+
+    model_path: Path = option("weights", default=...)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def config_of_checkpoint(path: str | Path, given: dict[str, Any]) -> RetrieverConfig:
+    """What is given, and for the rest the settings of the checkpoint's run. Raises InputError if there is none."""
+    model_path = absolute(path)
+    if not model_path.exists():
+        raise InputError(f"no weights at {path}: give the checkpoint of a run, or another file of weights")
+    return RetrieverConfig(**settings_of_run(model_path) | given | {"model_path": model_path})
+
+
+def config_of_index(path: Path, given: dict[str, Any]) -> RetrieverConfig:
+    """What is given, and for the rest the settings that an index was made with.
+
+    The weights are those that its link `checkpoint` leads to. Raises InputError if it leads nowhere.
+    """
+    folder = IndexFolder(path)
+    _, _, settings = folder.read_head()
+    saved = checked_settings(settings, path / "index.json", folder.fix)
+    if is_yaml(saved.get("backbone", "")):
+        saved |= kept_backbone(path)
+    linked = folder.link(CHECKPOINT)
+    if "model_path" not in given and (linked is None or not linked.exists()):
+        raise InputError(f"{path / CHECKPOINT} leads to no weights: give them as `model_path`")
+    return RetrieverConfig(**saved | {"model_path": linked} | given)
