@@ -3,6 +3,8 @@
 BLIP-2: https://arxiv.org/abs/2301.12597; SPRC: https://arxiv.org/abs/2310.05473.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
@@ -38,6 +40,25 @@ class Qformer(nn.Module):
     def encode_image(self, queries: Tensor, image_embeds: Tensor) -> Tensor:
         """Pass 3: the queries alone on an image -> (B, Q, H)."""
         return self._run(queries, None, image_embeds, query_length=queries.shape[1])
+
+    @torch.no_grad()
+    def image_attention(self, queries: Tensor, image_embeds: Tensor) -> Tensor:
+        """Where the queries look in pass 3: the weights of the last cross-attention -> (B, Q, P + 1), float32.
+
+        They are the mean over the heads, so a row sums to 1. sdpa gives no weights: they are computed from what that
+        layer sees, without dropout.
+        """
+        last = [layer for layer in self.model.encoder.layer if layer.has_cross_attention][-1]
+        attention = last.get_submodule("crossattention.attention")
+        seen: list[Tensor] = []
+        handle = attention.register_forward_pre_hook(
+            lambda module, given, named: seen.append(named["hidden_states"]), with_kwargs=True
+        )
+        try:
+            self.encode_image(queries, image_embeds)
+        finally:
+            handle.remove()
+        return _attention_weights(attention, seen[0], image_embeds)
 
     def encode_prompted_text(self, prompts: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Pass 4: [CLS], the prompts (B, Q, H), the rest of the text, no image -> (B, Q + L, H); [CLS] is at 0."""
@@ -81,6 +102,16 @@ def attention_mask(text_mask: Tensor, length: int) -> Tensor:
     extra = text_mask.new_ones(batch, length - text_length)
     mask = torch.cat([extra, text_mask], dim=1).bool()  # (B, L) -> (B, length)
     return mask[:, None, None, :].expand(batch, 1, length, length)
+
+
+def _attention_weights(attention: Any, states: Tensor, image_embeds: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of a cross-attention's own layers: (B, Q, H), (B, P + 1, D) -> (B, Q, P + 1)."""
+    heads = (-1, attention.attention_head_size)
+    query = attention.query(states).unflatten(2, heads)  # (B, Q, H) -> (B, Q, heads, d)
+    key = attention.key(image_embeds).unflatten(2, heads)  # (B, P + 1, D) -> (B, P + 1, heads, d)
+    with torch.autocast(states.device.type, enabled=False):
+        logits = torch.einsum("bqhd,bphd->bhqp", query.float(), key.float()) * attention.scaling
+        return logits.softmax(dim=-1).mean(dim=1)  # (B, heads, Q, P + 1) -> (B, Q, P + 1)
 
 
 def _transformers_config(config: QformerConfig, vision_width: int) -> Blip2QFormerConfig:
