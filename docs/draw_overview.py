@@ -1,4 +1,4 @@
-"""Draw docs/overview.png, the picture of README: `python docs/draw_overview.py` (needs matplotlib)."""
+"""Draw docs/overview.png, the picture of README: `python docs/draw_overview.py`."""
 
 from pathlib import Path
 

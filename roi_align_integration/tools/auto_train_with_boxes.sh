@@ -143,7 +143,6 @@ run_full() {
     step "download weights"
     sprc_python "$HERE/weights/get_weights.py"
   fi
-  [[ -z "$COMPARE" ]] || need_package matplotlib --compare
   make_boxes "$CIRR" "$DATA/cirr_boxes_train"
   if [[ -n "$COMPARE" ]]; then
     step "train without and with regions on CIRR"

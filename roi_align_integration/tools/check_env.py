@@ -30,9 +30,7 @@ def read_requirements(dev: bool, path: Path = REPOSITORY / "pyproject.toml") -> 
     import tomllib  # Python 3.11
 
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    needed = project["dependencies"] + (extras["plots"] + extras["dev"] if dev else [])
-    return [line for line in needed if not line.startswith(project["name"])]  # `dev` includes `plots`
+    return project["dependencies"] + (project["optional-dependencies"]["dev"] if dev else [])
 
 
 def missing_packages(needed: list[str]) -> list[str]:

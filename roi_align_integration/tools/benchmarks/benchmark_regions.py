@@ -8,7 +8,6 @@ several sittings. A run that was interrupted continues from where it stopped.
 
 import argparse
 import os
-from importlib.util import find_spec
 
 from sprc.core import interrupts
 
@@ -51,11 +50,8 @@ def write_report(args: argparse.Namespace) -> None:
     text = "\n\n".join(table for table in tables if table) + "\n"
     table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
     write_atomically(table, text)
-    drawn = find_spec("matplotlib") is not None
-    if drawn:
-        plot(rows, picture)
-    plotted = f"plot {picture}" if drawn else "no plot without matplotlib: pip install matplotlib"
-    return print(f"{text}\nrows {args.csv}\ntable {table}\n{plotted}")
+    plot(rows, picture)
+    return print(f"{text}\nrows {args.csv}\ntable {table}\nplot {picture}")
 
 
 def build_parser() -> argparse.ArgumentParser:

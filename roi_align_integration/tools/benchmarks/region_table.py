@@ -209,7 +209,7 @@ def legend(rows: list[Row]) -> str:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Mean R@1 against steps for every arm, over the seeds that all of them have."""
-    from matplotlib.figure import Figure  # not among what a training needs
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.add_subplot()
