@@ -14,6 +14,7 @@ LAYERS = (
     ("sprc.benchmarks", "sprc.boxes"),
     ("sprc.demo", "sprc.index"),
     ("sprc.retrieval",),
+    ("sprc.report",),
     ("sprc.training",),
     ("data_utils", "validate_blip", "blip_fine_tune_2", "blip_validate", "cirr_test_submission"),
 )
