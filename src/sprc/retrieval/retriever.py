@@ -167,6 +167,19 @@ class Retriever:
         ]
 
     @torch.no_grad()
+    def look(self, results: Sequence[Result]) -> list[np.ndarray]:
+        """Where the winning token of each result looks: (g, g) on the input frame, rows from top to bottom, float32.
+
+        It is the model's last cross-attention, `token_attention`. Raises InputError for a photograph that has gone.
+        """
+        maps: list[np.ndarray] = []
+        for first in range(0, len(results), self.config.batch_size):
+            part = results[first : first + self.config.batch_size]
+            attention = self.model.token_attention(self.encode_images([result.path for result in part]))  # (B, Q, g, g)
+            maps += [attention[i, result.token].cpu().numpy() for i, result in enumerate(part)]
+        return maps
+
+    @torch.no_grad()
     def encode_queries(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
         """References and sentences -> query features (B, E), float32, L2-normalised. Errors as `search`."""
         sentences = [self._sentence(text) for text in texts]
