@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> Path:
     if unknown or not names:
         raise InputError(f"{args.box_file} and the images share no {unknown[0] if unknown else 'name with boxes'}")
     panels = drawing.bounded(
-        drawing.draw_panel(name, paths[name], boxes[name], preprocess, args.patch_size) for name in names
+        (drawing.draw_panel(name, paths[name], boxes[name], preprocess, args.patch_size) for name in names),
+        "lower --max-images",
     )
     sheet = drawing.contact_sheet(panels, args.columns)
     with atomic_writer(args.output) as file:

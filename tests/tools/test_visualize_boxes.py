@@ -93,7 +93,7 @@ def test_panels_are_not_drawn_beyond_what_a_sheet_may_have(folder, monkeypatch):
 
     monkeypatch.setattr(drawing, "draw_panel", draw_panel)
     monkeypatch.setattr(drawing, "MOST_PIXELS", 95_000)
-    with pytest.raises(InputError, match="more than 9 of these images are too many for a sheet: lower --max-images"):
+    with pytest.raises(InputError, match="more than 9 of these pictures are too many for a sheet: lower --max-images"):
         draw(folder, "--max-images", "50")
     assert len(drawn) == 10
 

@@ -75,9 +75,7 @@ def contact_sheet(panels: list[Image.Image], columns: int) -> Image.Image:
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     width = max(sum(panel.width + MARGIN for panel in row) for row in rows) + MARGIN
     height = len(rows) * (TITLE + HEIGHT + MARGIN) + MARGIN
-    if width * height > MOST_PIXELS:
-        raise InputError(f"the sheet would have {width} x {height} pixels: lower --max-images or --columns")
-    sheet = Image.new("RGB", (width, height), "white")
+    sheet = blank_sheet(width, height, "lower --max-images or --columns")
     for i, row in enumerate(rows):
         x = MARGIN
         for panel in row:
@@ -86,13 +84,22 @@ def contact_sheet(panels: list[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def bounded(panels: Iterable[Image.Image]) -> list[Image.Image]:
-    """All panels. Raises InputError as soon as they are more than a sheet may have, before they fill the memory."""
+def blank_sheet(width: int, height: int, fix: str) -> Image.Image:
+    """A white picture. Raises InputError, with the fix, if that is larger than an image may be."""
+    if width * height > MOST_PIXELS:
+        raise InputError(f"the sheet would have {width} x {height} pixels: {fix}")
+    return Image.new("RGB", (width, height), "white")
+
+
+def bounded(panels: Iterable[Image.Image], fix: str) -> list[Image.Image]:
+    """All panels. Raises InputError, with the fix, as soon as they are more than a sheet may have: before they fill the
+    memory.
+    """
     drawn: list[Image.Image] = []
     pixels = 0
     for panel in panels:
         pixels += panel.width * panel.height
         if pixels > MOST_PIXELS:
-            raise InputError(f"more than {len(drawn)} of these images are too many for a sheet: lower --max-images")
+            raise InputError(f"more than {len(drawn)} of these pictures are too many for a sheet: {fix}")
         drawn.append(panel)
     return drawn

@@ -12,7 +12,7 @@ from PIL import Image
 from sprc.data.preprocess import Preprocess, input_geometry
 
 COLOURS = "inferno"  # perceptually uniform, from dark to bright
-ALPHA = 0.55
+ALPHA = (0.25, 0.65)  # opacity without heat, and at the maximum: the image stays readable
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,19 @@ class HeatMap:
     preprocess: Preprocess
 
 
-def draw_heat_map(picture: Image.Image, heat: HeatMap, raw_size: tuple[int, int], alpha: float = ALPHA) -> Image.Image:
+def draw_heat_map(
+    picture: Image.Image, heat: HeatMap, raw_size: tuple[int, int], alpha: tuple[float, float] = ALPHA
+) -> Image.Image:
     """A picture of a raw image with its heat map blended over it: RGB, of the picture's size.
 
-    `raw_size` is the raw image's own (width, height) in pixels, of which the picture may be a smaller copy.
+    `raw_size` is the raw image's own (width, height) in pixels, of which the picture may be a smaller copy. `alpha` is
+    the opacity where there is no heat, and at the maximum. What the input frame lacks keeps its pixels.
     """
     from matplotlib import colormaps  # slow to import
 
     heights, seen = on_picture(heat, raw_size, picture.size)
     colours = colormaps[COLOURS](heights)[..., :3] * 255  # (h, w) -> (h, w, 3)
-    opacity = np.where(seen, alpha, 0.0)[..., None]
+    opacity = np.where(seen, alpha[0] + (alpha[1] - alpha[0]) * heights, 0.0)[..., None]
     pixels = np.asarray(picture.convert("RGB")) * (1 - opacity) + colours * opacity
     return Image.fromarray(pixels.round().astype(np.uint8))
 
