@@ -16,7 +16,7 @@ LAYERS = (
     ("sprc.retrieval",),
     ("sprc.report",),
     ("sprc.training",),
-    ("data_utils", "validate_blip", "blip_fine_tune_2", "blip_validate", "cirr_test_submission"),
+    ("data_utils", "validate_blip", "blip_fine_tune_2", "blip_validate", "cirr_test_submission", "retrieve"),
 )
 LEVEL_OF = {package: level for level, row in enumerate(LAYERS) for package in row}
 MODULES = [path for path in SOURCE.rglob("*.py") if path.parent.name != "sprc"]

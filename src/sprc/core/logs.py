@@ -30,9 +30,11 @@ class ScriptHandler(logging.Handler):
     `print`; logging's own handlers would hide it.
     """
 
+    on_stderr = False
+
     def emit(self, record: logging.LogRecord) -> None:
-        of_every_rank = getattr(record, "every_rank", False)
-        print(as_flags(record.getMessage()), file=sys.stderr if of_every_rank else sys.stdout, flush=True)
+        on_stderr = self.on_stderr or getattr(record, "every_rank", False)
+        print(as_flags(record.getMessage()), file=sys.stderr if on_stderr else sys.stdout, flush=True)
 
 
 def _of_rank_0(record: logging.LogRecord) -> bool:
@@ -43,8 +45,12 @@ _HANDLER = ScriptHandler()
 _HANDLER.addFilter(_of_rank_0)
 
 
-def show_logs() -> None:
-    """Have this process print what library code logs, from INFO up; a second call changes nothing."""
+def show_logs(on_stderr: bool = False) -> None:
+    """Have this process print what library code logs, from INFO up; a second call changes the stream alone.
+
+    It goes to stderr if stdout is for a program that reads the result.
+    """
+    _HANDLER.on_stderr = on_stderr
     for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)

@@ -61,11 +61,11 @@ class Retriever:
         return cls(config_of_checkpoint(path, settings))
 
     @classmethod
-    def from_index(cls, path: str | Path, **settings) -> "Retriever":
+    def from_index(cls, path: str | Path, photos: str | Path | None = None, **settings) -> "Retriever":
         """The model that made an index, which is opened. Raises InputError as `open`, and if the weights have moved."""
         index = absolute(path)
         retriever = cls(config_of_index(index, settings))
-        retriever.open(index)
+        retriever.open(index, photos)
         return retriever
 
     def index(self, folder: str | Path, path: str | Path) -> Changes:
@@ -122,6 +122,11 @@ class Retriever:
         if self._gallery is None:
             raise InputError("no index is open: call index or open first")
         return self._gallery
+
+    @property
+    def description(self) -> str:
+        """What searches where, for a picture or a page."""
+        return f"{self.gallery.maker}; {len(self.gallery)} photographs of {self.photos.name}"
 
     @property
     def photos(self) -> Path:

@@ -1,0 +1,178 @@
+"""A retriever finds what the evaluation of the same checkpoint ranks first, in any folder of photographs."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_flags import training_flags
+
+from lavis.models import load_model
+from lavis.models.checkpoint import save_model
+from sprc.benchmarks.cirr import CIRR
+from sprc.benchmarks.ranking import top_names
+from sprc.core.errors import InputError
+from sprc.demo.dataset import DemoSettings, make_demo_dataset
+from sprc.retrieval.checkpoint_run import evaluation_config
+from sprc.retrieval.evaluate_checkpoint import load_evaluator
+from sprc.retrieval.loading import preprocess_of, scoring_fingerprint
+from sprc.retrieval.retriever import Retriever
+
+SETTINGS = DemoSettings(images=12, triplets=12, val_images=24, val_triplets=24, test_images=6, test_triplets=6)
+REFERENCE = "dev-0-0-img0.png"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    make_demo_dataset(folder, SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, small_yaml, tmp_path_factory):
+    """Of a run on this data, which pads to squares."""
+    from blip_fine_tune_2 import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    main(training_flags(data, small_yaml, folder, save_best=True, transform="squarepad"))
+    return next(folder.iterdir()) / "saved_models" / "tuned_clip_arithmetic.pt"
+
+
+@pytest.fixture(scope="module")
+def index(checkpoint, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("index") / "dev"
+    Retriever.from_checkpoint(checkpoint, num_workers=0).index(data / "dev", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def retriever(index):
+    return Retriever.from_index(index)
+
+
+def test_it_finds_what_the_evaluation_ranks_first(retriever, checkpoint, data):
+    """The order of all images, by the settings of the run: an index rounds tokens to float16, which may swap images
+    that are so near.
+    """
+    given = {"dataset": "CIRR", "data_path": data, "model_path": checkpoint, "num_workers": 0, "device": "cpu"}
+    config = evaluation_config(given)
+    task = CIRR(data).validation(preprocess_of(config)).tasks["CIRR val"]
+    scores = load_evaluator(config, [task.gallery]).score(task)
+    expected = top_names(scores, task.gallery.names, 23, task.reference_names)
+    references = [data / "dev" / f"{name}.png" for name in task.reference_names]
+    found = retriever.search_batch(references, task.sentences, 23)
+    for row, names, results in zip(scores, expected, found, strict=True):
+        expected_scores = row[[task.gallery.index_of[name] for name in names]]
+        own = row[[task.gallery.index_of[result.name.removesuffix(".png")] for result in results]]
+        torch.testing.assert_close(torch.tensor([result.score for result in results]), own, atol=1e-3, rtol=0)
+        torch.testing.assert_close(own, expected_scores, atol=1e-3, rtol=0)
+        assert {result.name.removesuffix(".png") for result in results} == set(names)
+
+
+def test_a_result_says_what_was_found(retriever, data):
+    results = retriever.search(REFERENCE, "add a red circle", k=3)
+    assert [result.rank for result in results] == [1, 2, 3]
+    assert sorted((result.score for result in results), reverse=True) == [result.score for result in results]
+    for result in results:
+        assert result.path == (data / "dev").resolve() / result.name
+        assert result.size == Image.open(result.path).size
+
+
+def test_the_winning_token_is_that_of_the_model(retriever):
+    result = retriever.search(REFERENCE, "add a red circle", k=1)[0]
+    query = torch.from_numpy(retriever.encode_queries([REFERENCE], ["add a red circle"]))[0]
+    cosines = retriever.model.target_tokens(retriever.encode_images([result.path]))[0] @ query
+    assert int(cosines.argmax()) == result.token
+    assert cosines.max().item() == pytest.approx(result.score, abs=1e-3)
+
+
+def test_the_heat_map_is_that_of_the_winning_token(retriever):
+    results = retriever.search(REFERENCE, "add a red circle", k=3)
+    side = retriever.model.config.vision.grid_size
+    for result, heat in zip(results, retriever.look(results), strict=True):
+        attention = retriever.model.token_attention(retriever.encode_images([result.path]))
+        assert heat.shape == (side, side)
+        np.testing.assert_allclose(heat, attention[0, result.token].numpy(), atol=1e-6)
+
+
+def test_the_reference_is_no_result_unless_it_is_asked_for(retriever, data, tmp_path):
+    path, count = data / "dev" / REFERENCE, len(retriever.gallery)
+    without = [result.name for result in retriever.search(path, "the same", count - 1)]
+    assert REFERENCE not in without
+    assert len(retriever.search(path, "the same", count, keep_reference=True)) == count
+    copy = shutil.copy(path, tmp_path / "copy.png")
+    assert len(retriever.search(copy, "the same", count)) == count  # it is no photograph of the index
+    assert len(retriever.search(Image.open(copy), "the same", count)) == count
+
+
+def test_more_results_than_photographs_are_refused(retriever):
+    with pytest.raises(InputError, match="`top_k` is 24: the index has 23 photographs, without the reference"):
+        retriever.search(REFERENCE, "the same", 24)
+
+
+@pytest.mark.parametrize("text", ["", "  ", " ... !"])
+def test_an_empty_sentence_is_refused(retriever, text):
+    with pytest.raises(InputError, match="the sentence is empty"):
+        retriever.search(REFERENCE, text, 1)
+
+
+def test_no_such_image_is_refused(retriever):
+    with pytest.raises(InputError, match=r"no image nowhere\.png: give a file, or the name of a photograph"):
+        retriever.search("nowhere.png", "the same", 1)
+
+
+def test_a_broken_image_is_refused(retriever, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"broken\.png' at .* cannot be read"):
+        retriever.search(tmp_path / "broken.png", "the same", 1)
+
+
+def test_an_index_remembers_backbone_and_preprocess(index, checkpoint, tmp_path):
+    """The index alone says how its model is built, also for a checkpoint that lies elsewhere now."""
+    moved = shutil.copy(checkpoint, tmp_path / "moved.pt")
+    copied = shutil.copytree(index, tmp_path / "index", symlinks=True)
+    (copied / "checkpoint").unlink()
+    with pytest.raises(InputError, match="leads to no weights: give them as `model_path`"):
+        Retriever.from_index(copied)
+    retriever = Retriever.from_index(copied, model_path=moved)
+    assert retriever.preprocess.target_ratio == 1.0
+    assert len(retriever.gallery) == 24
+
+
+def test_an_index_of_other_weights_is_refused_with_both_names(index, small_yaml, tmp_path):
+    torch.manual_seed(7)
+    save_model(load_model("blip2_cir_align_prompt", small_yaml, weights="random"), 0, tmp_path / "other.pt")
+    retriever = Retriever.from_checkpoint(tmp_path / "other.pt", backbone=small_yaml, transform="squarepad")
+    with pytest.raises(InputError, match=r"is of .*tuned_clip_arithmetic\.pt .*not of other\.pt"):
+        retriever.open(index)
+
+
+def test_the_fingerprint_is_of_what_scores(small_yaml):
+    torch.manual_seed(7)
+    model = load_model("blip2_cir_align_prompt", small_yaml, weights="random")
+    before = scoring_fingerprint(model)
+    with torch.no_grad():
+        model.temp.add_(1)
+        assert scoring_fingerprint(model) == before
+        model.text_proj.bias.add_(1)
+        assert scoring_fingerprint(model) != before
+
+
+def test_the_fingerprint_is_the_same_with_a_vit_in_half_precision(small_yaml):
+    torch.manual_seed(7)
+    model = load_model("blip2_cir_align_prompt", small_yaml, weights="random")
+    before = scoring_fingerprint(model)
+    model.use_half_precision_vit()
+    assert scoring_fingerprint(model) == before
+
+
+def test_no_index_is_open_at_first(checkpoint):
+    with pytest.raises(InputError, match="no index is open"):
+        _ = Retriever.from_checkpoint(checkpoint).gallery
+
+
+def test_no_weights_are_said(tmp_path):
+    with pytest.raises(InputError, match=r"no weights at .*nothing\.pt"):
+        Retriever.from_checkpoint(tmp_path / "nothing.pt")
