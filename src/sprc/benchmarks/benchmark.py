@@ -40,12 +40,16 @@ class Preset:
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """Q queries against the N images of a gallery; `metrics` maps scores (Q, N) to named percentages."""
+    """Q queries against the N images of a gallery; `metrics` maps scores (Q, N) to named percentages.
+
+    `ranks_reference` says whether a query's reference takes part in its ranking.
+    """
 
     gallery: ImageSet
     queries: list[Query]
     sentences: list[str]
     metrics: Callable[[Tensor], Metrics] = field(default=lambda scores: {})
+    ranks_reference: bool = True
 
     @property
     def reference_names(self) -> list[str]:

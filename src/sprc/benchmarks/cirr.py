@@ -110,7 +110,8 @@ def query_of(entry: dict, split: str) -> Query:
 
 def make_task(gallery: ImageSet, queries: list[Query], **options) -> RetrievalTask:
     """Queries with their sentences over a gallery."""
-    return RetrievalTask(gallery, queries, [str(query.caption) for query in queries], **options)
+    sentences = [str(query.caption) for query in queries]
+    return RetrievalTask(gallery, queries, sentences, ranks_reference=False, **options)
 
 
 def validation_task(gallery: ImageSet, queries: list[Query]) -> RetrievalTask:

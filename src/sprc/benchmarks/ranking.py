@@ -85,15 +85,25 @@ def top_names(scores: Tensor, gallery_names: Sequence[str], k: int, reference_na
     """
     require_sizes(scores, gallery_names, reference_names)
     require_no_nan(scores, "scores")
-    references = name_columns(reference_names, "reference", gallery_columns(gallery_names)).tolist()
-    best = _best_columns(scores, k + 1)  # one more than asked for, since the reference may be among them
+    references = name_columns(reference_names, "reference", gallery_columns(gallery_names))
+    return [[gallery_names[column] for column in columns] for columns in best_columns(scores, k, references)]
+
+
+def best_columns(scores: Tensor, k: int, excluded_columns: Tensor | None = None) -> list[list[int]]:
+    """The `k` best columns of every row of scores (Q, N), best first, in the order of `target_ranks`; fewer if N is.
+
+    `excluded_columns` (Q,) int64 is one column of each row that takes no part. The scores hold no NaN.
+    """
+    if excluded_columns is None:
+        return [*_sorted_columns(scores, k)]
+    best = _sorted_columns(scores, k + 1)  # one more than asked for, since the excluded one may be among them
     return [
-        [gallery_names[column] for column in columns if column != reference][:k]
-        for columns, reference in zip(best, references, strict=True)
+        [column for column in columns if column != excluded][:k]
+        for columns, excluded in zip(best, excluded_columns.tolist(), strict=True)
     ]
 
 
-def _best_columns(scores: Tensor, k: int) -> Iterator[list[int]]:
+def _sorted_columns(scores: Tensor, k: int) -> Iterator[list[int]]:
     """The `k` best columns of every row. A stable sort keeps equal scores in gallery order, `topk` does not."""
     for rows in scores.split(_rows_at_once(scores)):
         yield from rows.sort(dim=1, descending=True, stable=True).indices[:, :k].tolist()
