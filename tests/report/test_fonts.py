@@ -20,7 +20,7 @@ def font():
 @pytest.fixture
 def system(monkeypatch):
     """A function that sets the fonts of the system."""
-    caches = (fonts._system_font, fonts._system_fonts, fonts._say_that_no_font_has_all)
+    caches = (fonts.system_font, fonts.system_fonts, fonts.say_that_no_font_has_all)
 
     def have(*paths):
         monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: list(map(str, paths)))
@@ -82,7 +82,7 @@ def test_matplotlibs_font_is_taken_where_it_is_enough(system):
 
 def test_a_font_of_the_system_has_what_that_lacks(system, caplog):
     caplog.set_level(logging.INFO)
-    folder = fonts._own_font("")
+    folder = fonts.own_font("")
     system(
         folder / "DejaVuSerif.ttf",
         folder / "none.ttf",
@@ -95,15 +95,15 @@ def test_a_font_of_the_system_has_what_that_lacks(system, caplog):
 
 def test_a_missing_character_is_said_once(system, caplog):
     caplog.set_level(logging.INFO)
-    system(fonts._own_font("LastResortHE-Regular.ttf"))
+    system(fonts.own_font("LastResortHE-Regular.ttf"))
     for text in ("变", "圆形", "变"):
         assert font_for(text, 12).getname() == ("DejaVu Sans", "Book")
     assert ["fonts-noto-cjk" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_an_upright_font_comes_before_a_slanted_one(system):
-    folder = fonts._own_font("")
+    folder = fonts.own_font("")
     both = "\uf5c5", "\ufb37"
-    assert all(character in fonts._characters(folder / "DejaVuSans-BoldOblique.ttf") for character in both)
+    assert all(character in fonts.characters_of(folder / "DejaVuSans-BoldOblique.ttf") for character in both)
     system(folder / "DejaVuSans-BoldOblique.ttf", folder / "DejaVuSerif.ttf", folder / "DejaVuSansMono-Oblique.ttf")
-    assert fonts._system_fonts()[0].name == "DejaVuSerif.ttf"
+    assert fonts.system_fonts()[0].name == "DejaVuSerif.ttf"

@@ -32,9 +32,9 @@ def font_for(text: str, size: int, bold: bool = False) -> Font:
 
     The system's fonts are asked for what matplotlib's own lacks, such as Chinese.
     """
-    own = _own_font(BOLD if bold else REGULAR)
-    missing = frozenset(text) - _characters(own) - {" "}
-    other = _system_font(missing) if missing else None
+    own = own_font(BOLD if bold else REGULAR)
+    missing = frozenset(text) - characters_of(own) - {" "}
+    other = system_font(missing) if missing else None
     return _opened(own if other is None else other, size)
 
 
@@ -94,7 +94,7 @@ def _longest_start(text: str, font: Font, width: float) -> str:
     return text[:fitting]
 
 
-def _own_font(name: str) -> Path:
+def own_font(name: str) -> Path:
     import matplotlib  # slow to import
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
@@ -106,7 +106,7 @@ def _opened(path: Path, size: int) -> Font:
 
 
 @cache
-def _characters(path: Path) -> frozenset[str]:
+def characters_of(path: Path) -> frozenset[str]:
     """The characters that a font has; none if the file cannot be read."""
     from matplotlib.ft2font import FT2Font
 
@@ -117,21 +117,21 @@ def _characters(path: Path) -> frozenset[str]:
 
 
 @cache
-def _system_font(wanted: frozenset[str]) -> Path | None:
+def system_font(wanted: frozenset[str]) -> Path | None:
     """The font of this system with all the wanted characters, upright and of normal weight if there is a choice.
 
     If there is none, the log says so, and it is the font with most of them, or None.
     """
-    whole = next((path for path in _system_fonts() if wanted <= _characters(path)), None)
+    whole = next((path for path in system_fonts() if wanted <= characters_of(path)), None)
     if whole is not None:
         return whole
-    best = max(_system_fonts(), key=lambda path: len(wanted & _characters(path)), default=None)
-    _say_that_no_font_has_all()
-    return best if best and wanted & _characters(best) else None
+    best = max(system_fonts(), key=lambda path: len(wanted & characters_of(path)), default=None)
+    say_that_no_font_has_all()
+    return best if best and wanted & characters_of(best) else None
 
 
 @cache
-def _say_that_no_font_has_all() -> None:
+def say_that_no_font_has_all() -> None:
     logger.info(
         "note: no font of this system has all characters of a text, so some are drawn as boxes: install one, for"
         " Chinese and Japanese for example the package fonts-noto-cjk"
@@ -139,7 +139,7 @@ def _say_that_no_font_has_all() -> None:
 
 
 @cache
-def _system_fonts() -> tuple[Path, ...]:
+def system_fonts() -> tuple[Path, ...]:
     """The fonts of this system that can be drawn with, upright ones of normal weight first."""
     from matplotlib.font_manager import findSystemFonts  # its list of fonts at hand would be an old one
 

@@ -12,7 +12,7 @@ from sprc.report.pictures import CELL, GREY, INK, SIDE, Picture, draw_cell
 MARGIN, GAP, BLOCK_GAP = 28, 16, 44  # pixels around the sheet, between cells, and before the results
 MOST_ACROSS = 8  # results beside each other; more go on below them
 SENTENCE_LINE, HEADING_LINE = 26, 24  # pixels of height
-MOST_SENTENCE_LINES = 3
+MOST_LINES = 3  # of a sentence, the title, or a note
 RULE = "#e2e5e9"
 FEWER = "draw fewer queries, or fewer results of each"
 
@@ -36,13 +36,13 @@ class SheetRow:
     note: str = ""
 
 
-def contact_sheet(rows: Sequence[SheetRow], title: str, subtitle: str = "") -> Image.Image:
-    """The rows below each other, under a title: RGB, readable at its own size.
+def contact_sheet(rows: Sequence[SheetRow], title: str, notes: Sequence[str] = ()) -> Image.Image:
+    """The rows below each other, under a title and notes to all of them: RGB, readable at its own size.
 
     Raises InputError for an image that cannot be read, by name, and for a sheet larger than an image may be.
     """
     layout = _Layout.of(rows)
-    panels = bounded(_panels(rows, title, subtitle, layout), FEWER)
+    panels = bounded(_panels(rows, title, notes, layout), FEWER)
     sheet = blank_sheet(layout.width, sum(panel.height for panel in panels) + MARGIN - GAP, FEWER)
     top = 0
     for panel in panels:
@@ -77,18 +77,24 @@ class _Layout:
         return self.width - 2 * MARGIN
 
 
-def _panels(rows: Sequence[SheetRow], title: str, subtitle: str, layout: _Layout) -> Iterator[Image.Image]:
+def _panels(rows: Sequence[SheetRow], title: str, notes: Sequence[str], layout: _Layout) -> Iterator[Image.Image]:
     """The parts of a sheet from top to bottom, each as wide as the sheet."""
-    yield _header(plain(title), plain(subtitle), layout)
+    yield _header(plain(title), [*map(plain, notes)], layout)
     for row in rows:
         yield _sentence(plain(row.sentence), plain(row.note), layout)
         yield _cells(row, layout)
 
 
-def _header(title: str, subtitle: str, layout: _Layout) -> Image.Image:
-    large, small = font_for(title, 24, bold=True), font_for(subtitle, 14)
-    lines = [(line, large, INK, 34) for line in wrap(title, large, layout.room, 2)]
-    lines += [(line, small, GREY, 22) for line in wrap(subtitle, small, layout.room, 4)]
+def _header(title: str, notes: Sequence[str], layout: _Layout) -> Image.Image:
+    texts = [
+        (title, font_for(title, 24, bold=True), INK, 34),
+        *((note, font_for(note, 14), GREY, 22) for note in notes),
+    ]
+    lines = [
+        (line, font, colour, height)
+        for text, font, colour, height in texts
+        for line in wrap(text, font, layout.room, MOST_LINES)
+    ]
     panel = Image.new("RGB", (layout.width, MARGIN + sum(height for *_, height in lines) + 10), "white")
     draw, bottom = ImageDraw.Draw(panel), MARGIN - 6
     for text, font, colour, height in lines:
@@ -101,7 +107,7 @@ def _sentence(sentence: str, note: str, layout: _Layout) -> Image.Image:
     """A rule, below it the sentence, and the note at the right edge."""
     font, small = font_for(sentence, 18), font_for(note, 14)
     note = shorten(note, small, layout.room / 2)
-    lines = wrap(sentence, font, layout.room - small.getlength(note) - BLOCK_GAP, MOST_SENTENCE_LINES)
+    lines = wrap(sentence, font, layout.room - small.getlength(note) - BLOCK_GAP, MOST_LINES)
     panel = Image.new("RGB", (layout.width, 16 + SENTENCE_LINE * max(1, len(lines)) + 14), "white")
     draw = ImageDraw.Draw(panel)
     draw.line([(MARGIN, 0), (layout.width - MARGIN - 1, 0)], fill=RULE)
