@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from sprc.core.errors import InputError
+from sprc.index.exact import rounding
 from sprc.index.gallery import Gallery
 
 AT_ONCE = 512  # images
+TOKENS_AT_ONCE = 4096
 
 
 class Engine(Protocol):
@@ -42,23 +45,58 @@ def search(gallery: Gallery, engine: Engine, queries: np.ndarray, k: int) -> lis
         raise InputError("the model gives no numbers for a query: use `precision` fp32, or an earlier checkpoint")
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     proposed = engine.candidates(queries, k)
-    return [best_of(gallery, query, places)[:k] for query, places in zip(queries, proposed, strict=True)]
+    return [best_of(gallery, query, places, k) for query, places in zip(queries, proposed, strict=True)]
 
 
-def best_of(gallery: Gallery, query: np.ndarray, positions: np.ndarray) -> list[Match]:
-    """All of these images, best first, for a query (E,).
+def best_of(gallery: Gallery, query: np.ndarray, positions: np.ndarray, k: int | None = None) -> list[Match]:
+    """The k best of these images, or all of them, best first, for a query (E,).
 
-    Cosines are computed in float64, in which products of these numbers are exact, and rounded to float32: so a score
-    depends on no engine, chunk or number of threads, and the same photograph in two places has one score.
+    Cosines are summed in float64, in which products of these numbers are exact, and rounded to float32: so a score
+    depends on no engine, chunk or number of threads, and the same photograph in two places has one score. Float32 says
+    before, for which tokens that is worth doing: those that rounding may keep from the best.
     """
     positions = np.sort(positions)
-    parts = [_token_scores(gallery, query, positions[i : i + AT_ONCE]) for i in range(0, len(positions), AT_ONCE)]
-    scores, tokens = (np.concatenate(values) for values in zip(*parts, strict=True))
-    order = np.argsort(-scores, kind="stable")
-    return [Match(int(positions[i]), float(scores[i]), int(tokens[i])) for i in order]
+    rough = _rough_cosines(gallery, query, positions)  # (n, Q)
+    images, tokens = _near_the_best(rough, k, 2 * rounding(len(query), torch.device("cpu")))
+    cosines = _exact_cosines(gallery, query, positions[images], tokens)
+    order = np.lexsort((tokens, -cosines, images))  # of each image: the winner first
+    winners = order[np.unique(images[order], return_index=True)[1]]
+    scores = cosines[winners].astype(np.float32)
+    best = winners[np.argsort(-scores, kind="stable")][:k]
+    return [
+        Match(*match)
+        for match in zip(
+            positions[images[best]].tolist(),
+            cosines[best].astype(np.float32).tolist(),
+            tokens[best].tolist(),
+            strict=True,
+        )
+    ]
 
 
-def _token_scores(gallery: Gallery, query: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, winning tokens), (n,) each."""
-    cosines = gallery.tokens_of(positions).astype(np.float64) @ query.astype(np.float64)  # (n, Q, E) x (E,) -> (n, Q)
-    return cosines.max(axis=1).astype(np.float32), cosines.argmax(axis=1)
+def _rough_cosines(gallery: Gallery, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(n, Q) float32, each within `rounding` of the cosine."""
+    rough = np.empty((len(positions), gallery.maker.tokens), np.float32)
+    for start in range(0, len(positions), AT_ONCE):
+        tokens = torch.from_numpy(gallery.tokens_of(positions[start : start + AT_ONCE]))  # (n, Q, E) float16
+        rough[start : start + AT_ONCE] = (tokens.float() @ torch.from_numpy(query)).numpy()
+    return rough
+
+
+def _near_the_best(rough: np.ndarray, k: int | None, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """(images, tokens), sorted: each image that may be among the k best, with its tokens that may be its best."""
+    scores = rough.max(axis=1)
+    lowest = -np.inf if k is None else np.partition(scores, -k)[-k] - margin
+    near = (rough >= scores[:, None] - margin) & (scores >= lowest)[:, None]
+    images, tokens = near.nonzero()
+    return images, tokens
+
+
+def _exact_cosines(gallery: Gallery, query: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """(m,) float64, each summed in the same order, whatever stands beside it."""
+    rows, cosines = gallery.rows[positions], np.empty(len(tokens))
+    for start in range(0, len(tokens), TOKENS_AT_ONCE):
+        part = slice(start, start + TOKENS_AT_ONCE)
+        products = gallery.stored[rows[part], tokens[part]] * query.astype(np.float64)  # (m, E)
+        cosines[part] = products.sum(axis=1)
+    return cosines

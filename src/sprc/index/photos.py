@@ -5,7 +5,8 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -18,8 +19,7 @@ from sprc.data.images import is_tagged, open_rgb, orientation
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """A file as it was: if its size in bytes and its time of modification are the same, it is the same photograph."""
 
     bytes: int
@@ -86,8 +86,7 @@ def is_inside(name) -> bool:
     """Whether this is a name that `list_photos` could give: a path that stays below its folder."""
     if not isinstance(name, str) or "\0" in name or not name:
         return False
-    parts = PurePosixPath(name).parts
-    return not name.startswith("/") and ".." not in parts
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 class PhotoFiles(Dataset):
