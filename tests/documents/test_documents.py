@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,12 +25,14 @@ DOCUMENTS = sorted(
     and path.relative_to(ROOT).parts[:2] != ("models", "weights")
 )
 # Made by a run, given by the user, or upstream's.
-ELSEWHERE = ("data/", "models/", "cirr_dataset/", "fashionIQ_dataset/", "hub_folder", "saved_models/", "http", "~/")
+ELSEWHERE = ("data/", "models/", "cirr_dataset/", "fashionIQ_dataset/", "hub_folder", "saved_models/", "http", "~/",
+             "photos_index/")  # fmt: skip
 # These take long, need weights or a network, or run this very suite: their flags are checked, and --help is run.
 LONG = ("auto_train_with_boxes.sh", "train_with_roi_align.sh", "blip_fine_tune_2.py", "blip_validate.py", "run.sh",
         "cirr_test_submission.py", "get_weights.py", "convert_weights.py", "compare_with_lavis.py",
         "make_demo_dataset.py", "benchmark_metrics.py", "benchmark_region_cost.py", "benchmark_speed.py",
         "benchmark_regions.py")  # fmt: skip
+SUBCOMMANDS = {"src/retrieve.py": ("index", "search", "page")}
 TOOL_FOLDERS = ("benchmarks", "boxes", "weights")
 SECTIONS = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
 
@@ -52,6 +55,11 @@ def flags_of(text: str) -> set[str]:
 
 @cache
 def help_text(script: str) -> str:
+    """What `--help` prints, also for each of the script's commands."""
+    return "".join(help_page(script, *command) for command in ((), *((word,) for word in SUBCOMMANDS.get(script, ()))))
+
+
+def help_page(script: str, *command: str) -> str:
     """What `--help` prints; of Python's scripts in this process, which has their packages already."""
     if not script.endswith(".py"):
         answer = subprocess.run(["bash", script, "--help"], cwd=ROOT, capture_output=True, text=True)
@@ -59,7 +67,7 @@ def help_text(script: str) -> str:
         return answer.stdout
     before = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()) as printed:
-        patched.setattr(sys, "argv", [script, "--help"])
+        patched.setattr(sys, "argv", [script, *command, "--help"])
         patched.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -150,7 +158,23 @@ def checkout(tmp_path_factory) -> Path:
                                                           test_triplets=6))  # fmt: skip
     shutil.copytree(data / "demo_dataset", copy / "cirr_dataset")
     generate_boxes(["--cirr-root", str(copy / "cirr_dataset"), "--output", str(data / "cirr_boxes_train.json")])
+    make_photographs(copy)
     return copy
+
+
+def make_photographs(checkout: Path) -> None:
+    """What the documents search: photographs, a checkpoint of random weights, and the index of both."""
+    from lavis.models.checkpoint import save_model
+    from sprc.demo.model import random_model
+    from sprc.retrieval.retriever import Retriever
+
+    shutil.copytree(checkout / "cirr_dataset" / "dev", checkout / "PHOTOS")
+    next((checkout / "PHOTOS").iterdir()).rename(checkout / "PHOTOS" / "dog.jpg")
+    weights = checkout / "models" / "<run>" / "saved_models" / "tuned_clip_arithmetic.pt"
+    weights.parent.mkdir(parents=True)
+    (weights.parents[1] / "training_hyperparameters.json").write_text('{"backbone": "tiny"}')
+    save_model(random_model(), 0, weights)
+    Retriever.from_checkpoint(weights, num_workers=0).index(checkout / "PHOTOS", checkout / "photos_index")
 
 
 def run_in(checkout: Path, line: list[str]) -> subprocess.CompletedProcess:
@@ -162,7 +186,7 @@ def run_in(checkout: Path, line: list[str]) -> subprocess.CompletedProcess:
 @pytest.mark.integration
 @pytest.mark.parametrize("command", shown_commands())
 def test_commands_run(command, checkout):
-    words = command.split()
+    words = shlex.split(command)
     if words[0] in ("export", "pip", "python3", "source"):
         return
     if words[:3] == ["python", "-m", "pytest"]:
@@ -171,7 +195,7 @@ def test_commands_run(command, checkout):
     runner, script, *rest = [word for word in words if not word.startswith("--nproc")]  # torchrun's own flag
     assert (ROOT / script).is_file()
     assert flags_of(" ".join(rest)) - flags_of(help_text(script) if rest else "") == set()
-    if script.endswith(LONG):
+    if script.endswith(LONG) or "page" in rest:  # a server does not end
         assert help_text(script) or not rest
         return
     line = [sys.executable if runner == "python" else runner, script, *rest]
