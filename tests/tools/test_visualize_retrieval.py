@@ -69,9 +69,12 @@ def test_the_summary_is_that_of_the_validation(flags, capsys):
     assert f"{recalls}\n" in capsys.readouterr().out
 
 
-def test_one_kind_is_one_file(flags, tmp_path):
-    assert visualize_retrieval.main([*flags, "--kind", "mixed", "--queries", "2"]) == [tmp_path / "s.png"]
-    assert Image.open(tmp_path / "s.png").format == "PNG"
+def test_one_kind_is_one_file_the_same_with_cached_features(flags, tmp_path):
+    flags += ["--kind", "mixed", "--queries", "2", "--heat-maps"]
+    assert visualize_retrieval.main(flags) == [tmp_path / "s.png"]
+    plain = np.asarray(Image.open(tmp_path / "s.png")).astype(int)
+    visualize_retrieval.main([*flags, "--feature-cache", str(tmp_path / "cache"), "--cache-precision", "fp32"])
+    assert np.abs(np.asarray(Image.open(tmp_path / "s.png")) - plain).max() <= 1
 
 
 def test_fashioniq(flags, tmp_path, capsys):
