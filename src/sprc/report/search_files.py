@@ -27,7 +27,7 @@ def write_files(row: SheetRow, files: dict[str, Path], found_by: str) -> None:
 
 
 def write_png(row: SheetRow, path: Path, found_by: str) -> None:
-    sheet = contact_sheet([row], "What was found", found_by)
+    sheet = contact_sheet([row], "What was found", [found_by])
     with atomic_writer(path) as file:
         sheet.save(file, "PNG")
 
