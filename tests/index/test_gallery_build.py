@@ -105,7 +105,9 @@ def test_a_build_that_was_cut_short_continues(photos, tmp_path, batches):
     maker = colour_maker()
     with pytest.raises(Killed):
         update_index(photos, index, type(maker)(**vars(maker) | {"encode": encode_and_die}))
-    with pytest.raises(InputError, match="not complete: run the command index again"):
+    with pytest.raises(
+        InputError, match="not complete: wait for the process that builds it, or run the command index again"
+    ):
         Gallery(index)
     assert update_index(photos, index, colour_maker()).kept == 2 * batches
     assert_holds(index, photos, COLOURS)

@@ -1,5 +1,6 @@
 """A retriever finds what the evaluation of the same checkpoint ranks first, in any folder of photographs."""
 
+import json
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from sprc.retrieval.checkpoint_run import evaluation_config
 from sprc.retrieval.evaluate_checkpoint import load_evaluator
 from sprc.retrieval.loading import preprocess_of, scoring_fingerprint
 from sprc.retrieval.retriever import Retriever
+from sprc.retrieval.retriever_options import config_of_index
 
 SETTINGS = DemoSettings(images=12, triplets=12, val_images=24, val_triplets=24, test_images=6, test_triplets=6)
 REFERENCE = "dev-0-0-img0.png"
@@ -118,6 +120,24 @@ def test_an_empty_sentence_is_refused(retriever, text):
         retriever.search(REFERENCE, text, 1)
 
 
+def test_a_sentence_that_the_model_cannot_read_is_refused(retriever):
+    with pytest.raises(
+        InputError, match="the model knows no word of '把圆变成红色': write the sentence in its language"
+    ):
+        retriever.search(REFERENCE, "把圆变成红色", 1)
+
+
+def test_words_and_tokens_that_are_not_read_are_said(retriever, caplog):
+    retriever.search(REFERENCE, "a red 圆 circle", 1)
+    assert "the model does not know 圆: the rest of the sentence counts" in caplog.text
+    caplog.clear()
+    retriever.search(REFERENCE, "red " * 31, 1)
+    assert "the sentence has 31 tokens, of which the model reads the first 30" in caplog.text
+    caplog.clear()
+    retriever.search(REFERENCE, "red " * 30, 1)
+    assert caplog.text == ""
+
+
 def test_no_such_image_is_refused(retriever):
     with pytest.raises(InputError, match=r"no image nowhere\.png: give a file, or the name of a photograph"):
         retriever.search("nowhere.png", "the same", 1)
@@ -139,6 +159,30 @@ def test_an_index_remembers_backbone_and_preprocess(index, checkpoint, tmp_path)
     retriever = Retriever.from_index(copied, model_path=moved)
     assert retriever.preprocess.target_ratio == 1.0
     assert len(retriever.gallery) == 24
+
+
+def spoiled(index, folder, backbone: str):
+    """A copy of an index whose file names another backbone."""
+    copied = shutil.copytree(index, folder / "index", symlinks=True)
+    head = json.loads((copied / "index.json").read_text())
+    assert head["settings"]["backbone"] == "backbone.yaml"
+    head["settings"]["backbone"] = backbone
+    (copied / "index.json").write_text(json.dumps(head))
+    return copied
+
+
+@pytest.mark.parametrize("backbone", ["/etc/model.yaml", "../model.yaml", "../../tiny"])
+def test_no_path_in_the_file_of_an_index_is_followed(index, tmp_path, backbone):
+    with pytest.raises(InputError, match=r"the backbone .* is no name"):
+        config_of_index(spoiled(index, tmp_path, backbone), {})
+
+
+def test_the_backbone_is_the_copy_that_the_index_keeps(index, tmp_path):
+    copied = spoiled(index, tmp_path, "other.yaml")
+    assert config_of_index(copied, {}).backbone == str(copied / "backbone.yaml")
+    (copied / "backbone.yaml").unlink()
+    with pytest.raises(InputError, match=r"has lost its backbone\.yaml"):
+        config_of_index(copied, {})
 
 
 def test_an_index_of_other_weights_is_refused_with_both_names(index, small_yaml, tmp_path):

@@ -32,7 +32,8 @@ SHOWN = 3  # broken photographs named in the log
 class TokenMaker:
     """What encodes photographs: its name and print, its preprocess, and images (B, 3, S, S) -> tokens (B, Q, E).
 
-    `settings` and `checkpoint`, a path or None, are kept with the index: they are what builds the model again.
+    `settings` and `checkpoint`, a path or None, are kept with the index: they are what builds the model again. `keep`
+    puts files that the settings speak of into the index's folder.
     """
 
     maker: Maker
@@ -40,6 +41,7 @@ class TokenMaker:
     encode: Callable[[Tensor], Tensor]
     settings: dict
     checkpoint: Path | None = None
+    keep: Callable[[Path], None] = lambda folder: None
     batch_size: int = 32
     num_workers: int = 0
 
@@ -100,6 +102,7 @@ def _head(folder: IndexFolder, photos: Path, make: TokenMaker) -> int:
     folder.write_head(make.maker, number, make.settings)
     folder.set_link(PHOTOS, photos)
     folder.set_link(CHECKPOINT, make.checkpoint)
+    make.keep(folder.path)
     folder.remove_other_data(number)
     return number
 
@@ -171,7 +174,7 @@ class _Build:
                 first = time.monotonic()  # what came before was mostly start-up
             elif number == 2:
                 minutes = (time.monotonic() - first) * (len(loader) - 1) / 60
-                logger.info(f"index: about {minutes:.1f} minutes for {len(names)} photographs")
+                logger.info(f"index: about {max(minutes, 0.1):.1f} minutes for {len(names)} photographs")
             if time.monotonic() - saved > SECONDS_PER_SAVE:
                 files.save()
                 saved = time.monotonic()

@@ -172,7 +172,9 @@ class IndexFolder:
         """(N,) int64: the rows of the gallery, of which there are `rows`."""
         path = self.data(number) / "gallery.npy"
         if not path.exists():
-            raise InputError(f"{self.path} is not complete: run the command index again, and it continues")
+            raise InputError(
+                f"{self.path} is not complete: wait for the process that builds it, or run the command index again"
+            )
         with readable(path, self.fix):
             try:
                 gallery = np.load(path, allow_pickle=False)

@@ -1,7 +1,7 @@
 """Searches a folder of photographs: index it once, then ask with a reference image and a sentence that changes it."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,12 @@ from sprc.index.gallery import Gallery
 from sprc.index.gallery_build import Changes, TokenMaker, update_index
 from sprc.index.gallery_files import Maker
 from sprc.retrieval.backbone_copy import keep_backbone
-from sprc.retrieval.checkpoint_run import OF_RUN
+from sprc.retrieval.checkpoint_run import BACKBONE_FILE, OF_RUN
 from sprc.retrieval.loading import load_weights, preprocess_of, scoring_fingerprint
+from sprc.retrieval.options import is_yaml
 from sprc.retrieval.results import Result
 from sprc.retrieval.retriever_options import RetrieverConfig, config_of_checkpoint, config_of_index
+from sprc.retrieval.sentences import readable_sentence
 
 ImageLike = str | Path | Image.Image
 
@@ -76,7 +78,6 @@ class Retriever:
         place = absolute(path)
         with explained(f"{self.config.batch_size} photographs at a time are too much: lower `batch_size`"):
             changes = update_index(absolute(folder), place, self._token_maker())
-        keep_backbone(self.config.backbone, place)
         self.open(place)
         return changes
 
@@ -107,8 +108,18 @@ class Retriever:
     def _token_maker(self) -> TokenMaker:
         config = self.config
         settings = {name: getattr(config, name) for name in OF_RUN}
-        options = {"batch_size": config.batch_size, "num_workers": config.num_workers}
-        return TokenMaker(self.maker, self.preprocess, self._target_tokens, settings, config.model_path, **options)
+        if is_yaml(config.backbone):
+            settings["backbone"] = BACKBONE_FILE
+        return TokenMaker(
+            self.maker,
+            self.preprocess,
+            self._target_tokens,
+            settings,
+            checkpoint=config.model_path,
+            keep=partial(keep_backbone, config.backbone),
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+        )
 
     @torch.no_grad()
     def _target_tokens(self, images: Tensor) -> Tensor:
@@ -187,7 +198,7 @@ class Retriever:
     @torch.no_grad()
     def encode_queries(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
         """References and sentences -> query features (B, E), float32, L2-normalised. Errors as `search`."""
-        sentences = [self._sentence(text) for text in texts]
+        sentences = [readable_sentence(text, self.process_sentence, self.model) for text in texts]
         encoded = []
         for first in range(0, len(images), self.config.batch_size):
             part = slice(first, first + self.config.batch_size)
@@ -202,12 +213,6 @@ class Retriever:
         frames = torch.stack([self.preprocess(self.open_image(image)) for image in images])  # (B, 3, S, S)
         with self.runtime.autocast(self.runtime.scoring):
             return self.model.encode_images(frames.to(self.runtime.device))
-
-    def _sentence(self, text: str) -> str:
-        sentence = self.process_sentence(text)
-        if not sentence:
-            raise InputError("the sentence is empty: write in `text` what is to be different")
-        return sentence
 
     def open_image(self, image: ImageLike) -> Image.Image:
         """An image in RGB. Raises InputError if there is no such file, or if it is broken."""

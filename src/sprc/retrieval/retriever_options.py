@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sprc.core.command_line import absolute
-from sprc.core.errors import InputError
+from sprc.core.errors import InputError, shown
 from sprc.core.options import check_options, option
+from sprc.core.reading import is_file_name
 from sprc.index.gallery_files import CHECKPOINT, IndexFolder
 from sprc.retrieval.checkpoint_run import checked_settings, kept_backbone, settings_of_run
 from sprc.retrieval.options import ImageOptions, ModelOptions, RuntimeOptions, is_yaml
@@ -45,8 +46,12 @@ def config_of_index(path: Path, given: dict[str, Any]) -> RetrieverConfig:
     folder = IndexFolder(path)
     _, _, settings = folder.read_head()
     saved = checked_settings(settings, path / "index.json", folder.fix)
+    if not is_file_name(saved.get("backbone", "tiny")):
+        raise InputError(f"{path / 'index.json'}: the backbone {shown(saved['backbone'])} is no name: {folder.fix}")
     if is_yaml(saved.get("backbone", "")):
-        saved |= kept_backbone(path)
+        saved = {name: value for name, value in saved.items() if name != "backbone"} | kept_backbone(path)
+        if "backbone" not in saved | given:
+            raise InputError(f"{path} has lost its backbone.yaml: {folder.fix}, or give `backbone`")
     linked = folder.link(CHECKPOINT)
     if "model_path" not in given and (linked is None or not linked.exists()):
         raise InputError(f"{path / CHECKPOINT} leads to no weights: give them as `model_path`")
