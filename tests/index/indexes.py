@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 from sprc.data.preprocess import Preprocess
+from sprc.index.engine import search
+from sprc.index.gallery import Gallery
 from sprc.index.gallery_build import TokenMaker
 from sprc.index.gallery_files import IndexFolder, Maker
 from sprc.index.gallery_rows import RowFiles
@@ -47,3 +49,26 @@ def colour_maker(fingerprint: str = "f" * 64, **options) -> TokenMaker:
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (20, 16)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
+
+
+def plain_search(tokens: np.ndarray, query: np.ndarray, k: int) -> list[tuple[int, float, int]]:
+    """(place, score, token) of the k best images, written as the rule is told."""
+    found = []
+    for place, image in enumerate(tokens.astype(np.float16).astype(np.float64)):
+        cosines = [float(np.float32(token @ query.astype(np.float64))) for token in image]
+        found.append((place, max(cosines), cosines.index(max(cosines))))
+    return sorted(found, key=lambda match: (-match[1], match[0]))[:k]
+
+
+def found_by(gallery: Gallery, engine, queries: np.ndarray, k: int) -> list[list[tuple[int, float, int]]]:
+    return [[(m.position, m.score, m.token) for m in row] for row in search(gallery, engine, queries, k)]
+
+
+def random_gallery(path: Path, seed: int, images: int, copies: bool) -> tuple[Gallery, np.ndarray, np.ndarray, int]:
+    """(gallery, its tokens (N, 3, 8), queries (5, 8), a number of results); with `copies` there are ties everywhere."""
+    rng = np.random.default_rng(seed)
+    tokens = unit_rows(rng, images, TOKENS, WIDTH)
+    if copies:
+        tokens = tokens[rng.integers(0, max(1, images // 3), images)]
+    gallery = Gallery(write_index(path / "i", tokens))
+    return gallery, tokens, unit_rows(rng, 5, WIDTH), int(rng.integers(1, images + 1))

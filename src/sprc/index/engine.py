@@ -86,7 +86,7 @@ def _rough_cosines(gallery: Gallery, query: np.ndarray, positions: np.ndarray) -
 def _near_the_best(rough: np.ndarray, k: int | None, margin: float) -> tuple[np.ndarray, np.ndarray]:
     """(images, tokens), sorted: each image that may be among the k best, with its tokens that may be its best."""
     scores = rough.max(axis=1)
-    lowest = -np.inf if k is None else np.partition(scores, -k)[-k] - margin
+    lowest = -np.inf if k is None else np.partition(scores, -min(k, len(scores)))[-min(k, len(scores))] - margin
     near = (rough >= scores[:, None] - margin) & (scores >= lowest)[:, None]
     images, tokens = near.nonzero()
     return images, tokens

@@ -41,7 +41,6 @@ class FaissEngine:
         self.starts = np.linspace(0, len(flat), min(threads, len(flat)), endpoint=False).astype(np.int64)
         self.parts = [_index_of(part) for part in np.split(flat, self.starts[1:])]
         self.pool = ThreadPoolExecutor(len(self.parts))
-        self.total = len(flat)
         self.position_of_row = np.full(len(gallery.stored), -1)
         self.position_of_row[gallery.rows] = np.arange(len(gallery))
 
@@ -49,17 +48,12 @@ class FaissEngine:
         """As `Engine.candidates`."""
         if len(queries) >= MANY_QUERIES:
             return self.exact.candidates(queries, k)
-        found = [proven(self._nearest, query, k, self._margin, self.total) for query in queries]
-        return [
-            self._exactly(query, k) if places is None else places for query, places in zip(queries, found, strict=True)
-        ]
+        return [self._of_query(query, k) for query in queries]
 
-    @property
-    def _margin(self) -> float:
-        return 2 * rounding(self.gallery.maker.width, torch.device("cpu"))
-
-    def _exactly(self, query: np.ndarray, k: int) -> np.ndarray:
-        return self.exact.candidates(query[None], k)[0]
+    def _of_query(self, query: np.ndarray, k: int) -> np.ndarray:
+        margin, images = 2 * rounding(len(query), torch.device("cpu")), len(self.gallery)
+        places = proven(lambda count: self._nearest(query, count), k, margin, images, TOKENS_AT_MOST)
+        return self.exact.candidates(query[None], k)[0] if places is None else places
 
     def _nearest(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(cosines, places) of the `count` best tokens, best first; -1 stands for a row that no gallery names."""
@@ -71,27 +65,24 @@ class FaissEngine:
 
 
 def proven(
-    nearest: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
-    query: np.ndarray,
-    k: int,
-    margin: float,
-    total: int,
+    nearest: Callable[[int], tuple[np.ndarray, np.ndarray]], k: int, margin: float, images: int, at_most: int
 ) -> np.ndarray | None:
-    """The images of a list of tokens that holds, provably, the k best: the list is doubled until it does.
+    """The places of a list that holds, provably, the k best images: the list is doubled until it does.
 
-    It does if it is whole, or if its last cosine is below that of the k-th image by more than `margin`. None if a list
-    of `TOKENS_AT_MOST` does not.
+    `nearest` gives the scores and places of the so many best entries, best first; -1 stands for no image. The list is
+    proven if it holds all `images`, or if its last score is below that of the k-th image by more than `margin`. None if
+    a list of `at_most` entries is not.
     """
-    count = min(TOKENS_AN_IMAGE * k, total)
-    while count <= TOKENS_AT_MOST or count == total:
-        cosines, places = nearest(query, count)
+    count = TOKENS_AN_IMAGE * k
+    while count <= at_most:
+        scores, places = nearest(count)
         known = places >= 0
-        images, first = np.unique(places[known], return_index=True)
-        if count == total:
-            return images
-        if len(images) >= k and cosines[-1] < cosines[known][np.sort(first)[k - 1]] - margin:
-            return images
-        count = min(2 * count, total)
+        found, first = np.unique(places[known], return_index=True)
+        if len(found) == images:
+            return found
+        if len(found) >= k and scores[-1] < scores[known][np.sort(first)[k - 1]] - margin:
+            return found
+        count *= 2
     return None
 
 
@@ -102,5 +93,5 @@ def _index_of(tokens: np.ndarray):
     codes, place = index.codes, faiss.swig_ptr(tokens.view(np.uint8).reshape(-1))
     codes.is_owned, codes.view_data, codes.view_size = False, place, tokens.nbytes
     codes.c_ptr, codes.c_size = place, tokens.nbytes
-    index.ntotal, index.tokens = len(tokens), tokens
+    index.ntotal = len(tokens)
     return index
