@@ -10,7 +10,7 @@ from sprc.core.errors import InputError
 from sprc.core.logs import show_logs
 from sprc.core.options import add_flags
 from sprc.retrieval.options import ImageOptions, ModelOptions, RuntimeOptions
-from sprc.retrieval.retriever_options import EncodingOptions
+from sprc.retrieval.retriever_options import EngineOptions, IndexOptions
 
 if TYPE_CHECKING:
     from sprc.report.regions import PhotoRegions
@@ -22,7 +22,7 @@ PORT = 7860
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=parser.prog)
     _add_index(commands)
     _add_search(commands)
     _add_page(commands)
@@ -41,7 +41,7 @@ def _add_index(commands) -> None:
     index.add_argument("--model-path", type=user_path, required=True, metavar="FILE", help="checkpoint of a run")
     index.add_argument("--output", type=user_path, required=True, metavar="INDEX", help="folder of the index")
     add_flags(index, "photographs", ImageOptions)
-    add_flags(index, "encoding", EncodingOptions)
+    add_flags(index, "index", IndexOptions)
     add_flags(index, "model", ModelOptions)
     add_flags(index, "runtime", RuntimeOptions)
 
@@ -74,6 +74,7 @@ def _add_opened_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--box-file", type=user_path, metavar="FILE", help="boxes to draw on the results")
     parser.add_argument("--photos", type=user_path, metavar="FOLDER", help="the photographs, if they have moved")
     parser.add_argument("--model-path", type=user_path, metavar="FILE", help="the checkpoint, if it has moved")
+    add_flags(parser, "engine", EngineOptions)
     add_flags(parser, "runtime", RuntimeOptions)
 
 
@@ -129,7 +130,7 @@ def show_page(given: dict[str, Any]) -> None:
     from sprc.report.page import serve_page
 
     retriever, regions = open_index(given)
-    serve_page(retriever, port, regions.of)
+    serve_page(retriever, port, regions.of if regions.boxes else None)
 
 
 def table_of(image: str, text: str, results: "list[Result]") -> str:

@@ -220,3 +220,28 @@ def test_no_index_is_open_at_first(checkpoint):
 def test_no_weights_are_said(tmp_path):
     with pytest.raises(InputError, match=r"no weights at .*nothing\.pt"):
         Retriever.from_checkpoint(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("engine", ["exact", "faiss", "ivf"])
+def test_every_engine_finds_the_same(retriever, checkpoint, data, tmp_path, engine):
+    if engine != "exact":
+        pytest.importorskip("faiss", reason="faiss, an optional package, is not installed")
+    other = Retriever.from_checkpoint(checkpoint, num_workers=0, engine="auto", ivf="always")
+    if engine == "ivf":
+        other.index(data / "dev", tmp_path / "index")
+    path = tmp_path / "index" if engine == "ivf" else retriever.gallery.path
+    opened = Retriever.from_index(path, engine=engine)
+    names = [result.name for result in retriever.search(REFERENCE, "add a red circle", 23)]
+    assert [result.name for result in opened.search(REFERENCE, "add a red circle", 23)] == names
+
+
+def test_lists_are_made_once_for_a_gallery(checkpoint, data, tmp_path, caplog):
+    pytest.importorskip("faiss", reason="faiss, an optional package, is not installed")
+    other = Retriever.from_checkpoint(checkpoint, num_workers=0, ivf="always")
+    caplog.set_level("INFO")
+    other.index(data / "dev", tmp_path / "index")
+    assert "recall@50" in caplog.text
+    made = tmp_path / "index" / "data-0" / "ivf" / "ivf.json"
+    before = made.stat().st_mtime_ns
+    other.index(data / "dev", tmp_path / "index")
+    assert made.stat().st_mtime_ns == before

@@ -12,8 +12,8 @@ from sprc.index.faiss_engine import FaissEngine
 from sprc.index.gallery import Gallery
 from sprc.index.ivf import IvfEngine, read_ivf
 from sprc.index.milvus_engine import MilvusEngine
+from sprc.index.names import ENGINES
 
-ENGINES = ("auto", "exact", "faiss", "ivf", "milvus")
 FAISS_FROM = 2000  # images
 
 

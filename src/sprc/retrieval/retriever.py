@@ -1,7 +1,9 @@
 """Searches a folder of photographs: index it once, then ask with a reference image and a sentence that changes it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,24 @@ from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.images import naming_image, open_rgb
 from sprc.data.preprocess import Preprocess
 from sprc.index.engine import Engine, Match, search
+from sprc.index.engines import choose_engine
 from sprc.index.exact import ExactEngine
 from sprc.index.gallery import Gallery
 from sprc.index.gallery_build import Changes, TokenMaker, update_index
 from sprc.index.gallery_files import Maker
+from sprc.index.ivf import IvfEngine, read_ivf
+from sprc.index.ivf_build import build_ivf
+from sprc.index.names import IVF_FROM
 from sprc.retrieval.backbone_copy import keep_backbone
 from sprc.retrieval.checkpoint_run import BACKBONE_FILE, OF_RUN
 from sprc.retrieval.loading import load_weights, preprocess_of, scoring_fingerprint
 from sprc.retrieval.options import is_yaml
+from sprc.retrieval.probes import probe_queries
 from sprc.retrieval.results import Result
 from sprc.retrieval.retriever_options import RetrieverConfig, config_of_checkpoint, config_of_index
 from sprc.retrieval.sentences import readable_sentence
+
+logger = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image
 
@@ -78,8 +87,24 @@ class Retriever:
         place = absolute(path)
         with explained(f"{self.config.batch_size} photographs at a time are too much: lower `batch_size`"):
             changes = update_index(absolute(folder), place, self._token_maker())
-        self.open(place)
+        gallery = self.open(place)
+        if self._wants_lists(gallery):
+            build_ivf(gallery, probe_queries(self), ExactEngine(gallery, self.config.memory_mib, self.runtime.device))
+            self.open(place)
         return changes
+
+    def _wants_lists(self, gallery: Gallery) -> bool:
+        """Whether an IVF is to be built; one of the gallery as it is now stays."""
+        many = len(gallery) >= IVF_FROM and find_spec("faiss") is not None
+        wanted = self.config.ivf == "always" or (self.config.ivf == "auto" and many)
+        return wanted and read_ivf(gallery) is None
+
+    def _engine(self, gallery: Gallery) -> Engine:
+        config = self.config
+        engine = choose_engine(gallery, config.engine, self.runtime.device, config.memory_mib, config.uri)
+        if isinstance(engine, IvfEngine):
+            logger.info(f"search by lists, not always exact: {read_ivf(gallery)}")
+        return engine
 
     def open(self, path: str | Path, photos: str | Path | None = None) -> Gallery:
         """Open the index at `path`; `photos` is the folder of its photographs, if that has moved.
@@ -92,7 +117,7 @@ class Retriever:
                 f"the index {gallery.path} is of {gallery.maker}, not of {self.maker}: give the weights that made it"
             )
         self._gallery = gallery
-        self.engine: Engine = ExactEngine(gallery, self.config.memory_mib, self.runtime.device)
+        self.engine: Engine = self._engine(gallery)
         self._photos = None if photos is None else absolute(photos)
         return gallery
 
