@@ -6,9 +6,12 @@ HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 ROOT="$(cd "$HERE/../.." && pwd)"
 CIRR="$ROOT/cirr_dataset"
 DATA="$ROOT/roi_align_integration/data"
-DEMO="$DATA/demo_dataset"
-# The demo run: these sizes reach far more than chance on two CPU cores within minutes.
-DEMO_FLAGS=(--backbone tiny --weights random --num-epochs 4 --batch-size 64 --learning-rate 3e-4 --num-workers 2)
+# The demo run learns its dataset on two CPU cores within minutes. Another difficulty or size needs another folder.
+DIFFICULTY=clear
+DEMO="$DATA/demo_$DIFFICULTY"
+DEMO_FLAGS=(--backbone "$HERE/benchmarks/benchmark_model.yaml" --weights random --num-epochs 21 --schedule-epochs 21
+  --warmup 0.1 --batch-size 64 --learning-rate 3e-3 --validation-frequency 4
+  --feature-cache "$DATA/demo_features" --num-workers 0)
 # A bounded run on the real data: does everything work here?
 TRIAL_TRIPLETS=100
 TRIAL_FLAGS=(--backbone pretrain --max-triplets "$TRIAL_TRIPLETS" --num-epochs 2 --batch-size 20)
@@ -18,7 +21,7 @@ usage() {
 usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | saliency | hybrid] [-- FLAGS]
 
   --test     a short run. With a GPU, CIRR in cirr_dataset/ and weights on this machine (models/README.md): 100
-             triplets, 2 epochs. Without one of them: a generated demo dataset and the model `tiny`.
+             triplets, 2 epochs. Without one of them: a generated demo dataset and a small model.
   --full     the whole training on CIRR with upstream's settings: 50 epochs, batch 128, learning rate 1e-5. Weights
              that are not on this machine are downloaded. After an interruption run it again: it continues.
   --compare  with --full: instead of one training, several without regions, with them, and with boxes that belong to
@@ -128,10 +131,10 @@ run_test() {
     train --data-path "$CIRR" "${TRIAL_FLAGS[@]}" "${PASSED_ON[@]}"
     return
   fi
-  printf 'not here:\n  %s\nso this run uses the demo dataset and the model tiny\n' "$MISSING"
+  printf 'not here:\n  %s\nso this run uses the demo dataset and a small model\n' "$MISSING"
   step "make the demo dataset"
-  sprc_python "$HERE/make_demo_dataset.py" --output "$DEMO"
-  make_boxes "$DEMO" "$DATA/demo_boxes_train"
+  sprc_python "$HERE/make_demo_dataset.py" --output "$DEMO" --difficulty "$DIFFICULTY"
+  make_boxes "$DEMO" "${DEMO}_boxes_train"
   step "train and validate on the demo dataset"
   train --data-path "$DEMO" "${DEMO_FLAGS[@]}" "${PASSED_ON[@]}"
 }

@@ -26,7 +26,7 @@ def painted_box(pixels: np.ndarray, item) -> list[float]:
     return [edge / side for edge, side in zip(pixel_box, (width, height, width, height), strict=True)]
 
 
-@pytest.mark.parametrize("difficulty", ["easy", "normal", "cluttered"])
+@pytest.mark.parametrize("difficulty", ["easy", "normal", "clear", "cluttered"])
 def test_boxes_are_exact(difficulty):
     for number, group in enumerate(groups_of(difficulty, 10)):
         scene = group.scene(number % 6)
@@ -37,6 +37,17 @@ def test_boxes_are_exact(difficulty):
         np.testing.assert_allclose(sorted(boxes), sorted(found), atol=one_pixel)
         areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
         assert areas == pytest.approx(sorted(areas, reverse=True))
+
+
+def test_images_of_the_demo_run_are_square_and_the_others_of_all_shapes():
+    sizes = {
+        difficulty: [painting.random_size(random.Random(seed), DIFFICULTIES[difficulty].aspect) for seed in range(60)]
+        for difficulty in ("clear", "normal")
+    }
+    assert all(width == height for width, height in sizes["clear"])
+    assert all(160 <= max(size) <= 320 and max(size) <= 2 * min(size) + 1 for size in sizes["normal"])
+    assert {width > height for width, height in sizes["normal"]} == {True, False}
+    assert max(max(size) / min(size) for size in sizes["normal"]) > 1.8
 
 
 def test_clutter_is_pale_and_another_in_every_image():

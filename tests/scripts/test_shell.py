@@ -307,15 +307,16 @@ def test_a_test_run_without_data_says_so_and_takes_the_demo_dataset(project):
     assert answer.returncode == 0, answer.stderr
     assert "cap.rc2.train.json is not there" in answer.stdout
     assert "weights:" not in answer.stdout
-    assert calls(project, "make_demo_dataset.py") == 1
     (call,) = training_calls(project)
     data = f"{project}/roi_align_integration/data"
-    assert f"--data-path {data}/demo_dataset --backbone tiny --weights random" in call
-    assert f"--save-best --use-region-loss --box-file {data}/demo_boxes_train_saliency.json" in call
-    made = f"--cirr-root {data}/demo_dataset --method saliency --output {data}/demo_boxes_train_saliency.json"
+    assert calls(project, f"make_demo_dataset.py --output {data}/demo_clear --difficulty clear") == 1
+    model = f"{project}/roi_align_integration/tools/benchmarks/benchmark_model.yaml"
+    assert f"--data-path {data}/demo_clear --backbone {model} --weights random" in call
+    assert f"--save-best --use-region-loss --box-file {data}/demo_clear_boxes_train_saliency.json" in call
+    made = f"--cirr-root {data}/demo_clear --method saliency --output {data}/demo_clear_boxes_train_saliency.json"
     assert calls(project, f"generate_cirr_boxes.py {made}") == 1
     assert calls(project, "test_roi_align.py") == 1
-    assert f"picture of boxes: {data}/demo_boxes_train_saliency.png" in answer.stdout
+    assert f"picture of boxes: {data}/demo_clear_boxes_train_saliency.png" in answer.stdout
 
 
 def test_yolo_is_taken_where_it_can_be_had(project):

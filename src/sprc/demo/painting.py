@@ -16,7 +16,7 @@ def render(
     """The scene as an RGB image of random size and aspect ratio, and its boxes: xyxy, raw frame, normalised to [0, 1],
     largest area first.
     """
-    width, height = random_size(rng)
+    width, height = random_size(rng, difficulty.aspect)
     shade = rng.randint(205, 250)
     image = Image.new("RGB", (width, height), (shade, shade, shade))
     if difficulty.noise:
@@ -27,10 +27,10 @@ def render(
     return image, [[left / width, top / height, right / width, bottom / height] for left, top, right, bottom in boxes]
 
 
-def random_size(rng: random.Random) -> tuple[int, int]:
-    """(width, height) in pixels: the longer side 160 to 320, up to twice the shorter."""
+def random_size(rng: random.Random, aspect: float) -> tuple[int, int]:
+    """(width, height) in pixels: the longer side 160 to 320, up to `aspect` times the shorter."""
     longer = rng.randint(160, 320)
-    shorter = round(longer / rng.uniform(1, 2))
+    shorter = round(longer / rng.uniform(1, aspect))
     return (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
 
 

@@ -74,7 +74,8 @@ ATTRIBUTE_CHANGES = {"colour": "recolour", "shape": "reshape", "size": "resize",
 @dataclass(frozen=True)
 class Difficulty:
     """How many objects stand in a scene, of how many colours and shapes, before a background that is how noisy (0..255)
-    and cluttered with how many pale rectangles, of which no sentence speaks and which are others in every image.
+    and cluttered with how many pale rectangles, of which no sentence speaks and which are others in every image. The
+    longer side of an image is up to `aspect` times the shorter.
     """
 
     objects: tuple[int, int]
@@ -82,12 +83,15 @@ class Difficulty:
     shapes: int
     noise: int = 0
     clutter: int = 0
+    aspect: float = 2
 
 
 DIFFICULTIES = {
     "easy": Difficulty((2, 2), 6, 3),
     "normal": Difficulty((3, 4), 7, 4),
     "hard": Difficulty((4, 6), 8, 6, noise=24),
+    # Of `auto_train_with_boxes.sh --test`: square, so that no object is padded away from its place in the ViT's grid.
+    "clear": Difficulty((2, 3), 6, 4, aspect=1),
     # Of benchmark_regions.py: quick to learn, and not to be learned to the end.
     "plain": Difficulty((2, 3), 5, 3),
     "cluttered": Difficulty((2, 3), 5, 3, clutter=8),
