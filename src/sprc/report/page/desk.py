@@ -70,7 +70,7 @@ class Desk:
         try:
             open_small(path, SMALL)
         except ImageError as error:
-            raise InputError(f"{path.name} cannot be read ({error.reason}): {error.fix}") from error
+            raise InputError(f"the file {path.name} cannot be read ({error.reason}): {error.fix}") from error
         return Reference(path, path.name)
 
     def search(self, session: Session, sentence: str, count: float | None) -> Session:

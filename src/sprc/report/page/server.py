@@ -33,7 +33,7 @@ def serve_page(retriever: Retriever, port: int = PORT, regions_of: RegionsOf | N
     """
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs gradio: pip install "sprc-regions[page]", or pip install gradio')
-    with StopSignals() as signals, _bound(port) as listener, _own_settings():
+    with StopSignals() as signals, listening(port) as listener, own_settings():
         server = _server(retriever, regions_of)
         logger.info(_address(listener.getsockname()[1]))
         server.run(sockets=[listener])
@@ -42,7 +42,7 @@ def serve_page(retriever: Retriever, port: int = PORT, regions_of: RegionsOf | N
 
 
 @contextmanager
-def _bound(port: int) -> Iterator[socket.socket]:
+def listening(port: int) -> Iterator[socket.socket]:
     """A socket that listens at a port of this machine alone. Raises InputError if the port cannot be had."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,7 +56,7 @@ def _bound(port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
     """Gradio without telemetry, and with a folder of its own for uploads and pictures, which is removed at the end.
 
     Settings of the environment, by which Gradio might show the page or its files to others, do not count.

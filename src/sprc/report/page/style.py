@@ -19,12 +19,16 @@ PLAIN = {
     "button_border_width": "1px",
     "input_shadow": "none",
     "input_border_width": "1px",
+    "input_border_color": "*border_color_primary",
+    "checkbox_border_color": "*neutral_400",
+    "checkbox_border_color_dark": "*neutral_500",
     "shadow_drop": "none",
 }
 
 CSS = """
 .gradio-container {width: 100%; max-width: 1480px !important; margin: 0 auto !important}
 .gradio-container > .main {width: 100%; padding: 14px 20px}
+.gradio-container .html-container {padding: 0}
 .column {gap: 12px}
 h1 {font-size: 1.2rem; font-weight: 650}
 h2 {font-size: .9rem; font-weight: 600}
@@ -37,7 +41,7 @@ h2 {font-size: .9rem; font-weight: 600}
 #reference .image-container, #reference img {background: none}
 #reference-name {margin-top: -6px; font-size: .85rem; overflow-wrap: anywhere}
 #go {align-items: stretch; flex-wrap: nowrap}
-#go > .form {flex: 0 0 132px !important; border: 0}
+#go > .form {flex: 0 0 132px !important; border: 0; background: none}
 #count {padding: 0; border: 0; background: none}
 #count label {display: flex; align-items: center; gap: 8px}
 #count label > span {margin: 0}
@@ -48,7 +52,7 @@ h2 {font-size: .9rem; font-weight: 600}
 .cells, .cells .grid-wrap {border: 0; padding: 2px; background: none; height: auto; min-height: 0;
   max-height: none; overflow: visible !important}
 .cells .grid-container {grid-template: none / repeat(auto-fill, minmax(108px, 1fr)); grid-auto-rows: auto; gap: 8px}
-.cells .thumbnail-item {aspect-ratio: auto; height: auto; background: var(--block-background-fill); overflow: hidden}
+.cells .thumbnail-item {aspect-ratio: auto; height: 100%; background: var(--block-background-fill); overflow: hidden}
 .cells .thumbnail-item:hover {filter: none}
 #results .selected, #history .selected {box-shadow: 0 0 0 2px var(--color-accent)}
 .cells .thumbnail-item > img {aspect-ratio: 1; width: 100%; height: auto; padding: 3px}
