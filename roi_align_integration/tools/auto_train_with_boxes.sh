@@ -9,9 +9,11 @@ DATA="$ROOT/roi_align_integration/data"
 # The demo run learns its dataset on two CPU cores within minutes. Another difficulty or size needs another folder.
 DIFFICULTY=clear
 DEMO="$DATA/demo_$DIFFICULTY"
+DEMO_FEATURES="$DATA/demo_features"
+BEST=saved_models/tuned_clip_arithmetic.pt
 DEMO_FLAGS=(--backbone "$HERE/benchmarks/benchmark_model.yaml" --weights random --num-epochs 21 --schedule-epochs 21
   --warmup 0.1 --batch-size 64 --learning-rate 3e-3 --validation-frequency 4
-  --feature-cache "$DATA/demo_features" --num-workers 0)
+  --feature-cache "$DEMO_FEATURES" --num-workers 0)
 # A bounded run on the real data: does everything work here?
 TRIAL_TRIPLETS=100
 TRIAL_FLAGS=(--backbone pretrain --max-triplets "$TRIAL_TRIPLETS" --num-epochs 2 --batch-size 20)
@@ -35,7 +37,8 @@ usage: auto_train_with_boxes.sh --test | --full [--compare] [--method yolo | sal
   --help     this page.
 
 The first run makes .venv, unless the active environment has what is needed. What an earlier run has made is used again.
-The log of a run is roi_align_integration/data/training_<time>.log; models and metrics are in models/.
+The log is roi_align_integration/data/training_<time>.log. The run's folder in models/ holds the model, its metrics,
+retrieval.png (what it finds) and curves.png (how it learned). The last lines are commands that search with the model.
 TEXT
 }
 
@@ -112,9 +115,39 @@ make_boxes() {
   sprc_python "$ROOT/roi_align_integration/tests/test_roi_align.py"
 }
 
+# train DATASET FLAGS: sets RUN to the folder of the run, which the last lines of the training name.
 train() {
-  sprc_python "$ROOT/src/blip_fine_tune_2.py" --dataset CIRR --output-folder "$ROOT/models" --save-best \
-    --use-region-loss --box-file "$BOXES" "$@"
+  local dataset="$1" said="$DATA/last_training.txt"
+  shift
+  sprc_python "$ROOT/src/blip_fine_tune_2.py" --dataset CIRR --data-path "$dataset" --output-folder "$ROOT/models" \
+    --save-best --use-region-loss --box-file "$BOXES" "$@" | tee "$said"
+  RUN="$(sed -n 's|^metrics  *\(.*\)/validation_metrics.csv$|\1|p' "$said")"
+  [[ -n "$RUN" ]] || fail "the training did not name the folder of its run"
+}
+
+# show_results DATASET [FLAGS]: pictures of what the best model of the run finds, and of how it learned.
+show_results() {
+  local dataset="$1"
+  shift
+  step "draw what was found"
+  sprc_python "$HERE/visualize_retrieval.py" --dataset CIRR --data-path "$dataset" --model-path "$RUN/$BEST" \
+    --kind mixed --heat-maps --output "$RUN/retrieval.png" "$@"
+  sprc_python "$HERE/plot_metrics.py" "$RUN" --output "$RUN/curves.png"
+  SEARCHED="$dataset"
+}
+
+# Prints the commands that search the validation images with the run's best model, for the first query of the split.
+say_search() {
+  local index="$DATA/search_index" query
+  query="$("$PYTHON" -c 'import json, sys
+first = json.load(open(sys.argv[1], encoding="utf-8"))[0]
+print(first["reference"] + ".png", first["caption"], sep="\n")' "$SEARCHED/cirr/captions/cap.rc2.val.json")"
+  printf 'search with this model:\n '
+  printf ' %q' "$PYTHON" "$ROOT/src/retrieve.py" index "$SEARCHED/dev" --model-path "$RUN/$BEST" --output "$index"
+  printf '\n '
+  printf ' %q' "$PYTHON" "$ROOT/src/retrieve.py" search "$index" --image "${query%%$'\n'*}" --text "${query#*$'\n'}" \
+    --html "$DATA/found.html"
+  printf '\n'
 }
 
 has_gpu() {
@@ -128,7 +161,8 @@ run_test() {
   if [[ -z "$MISSING" ]]; then
     make_boxes "$CIRR" "$DATA/cirr_trial_boxes_train" --max-triplets "$TRIAL_TRIPLETS"
     step "train and validate on CIRR, bounded"
-    train --data-path "$CIRR" "${TRIAL_FLAGS[@]}" "${PASSED_ON[@]}"
+    train "$CIRR" "${TRIAL_FLAGS[@]}" "${PASSED_ON[@]}"
+    show_results "$CIRR"
     return
   fi
   printf 'not here:\n  %s\nso this run uses the demo dataset and a small model\n' "$MISSING"
@@ -136,7 +170,8 @@ run_test() {
   sprc_python "$HERE/make_demo_dataset.py" --output "$DEMO" --difficulty "$DIFFICULTY"
   make_boxes "$DEMO" "${DEMO}_boxes_train"
   step "train and validate on the demo dataset"
-  train --data-path "$DEMO" "${DEMO_FLAGS[@]}" "${PASSED_ON[@]}"
+  train "$DEMO" "${DEMO_FLAGS[@]}" "${PASSED_ON[@]}"
+  show_results "$DEMO" --num-workers 0 --feature-cache "$DEMO_FEATURES"
 }
 
 run_full() {
@@ -154,7 +189,8 @@ run_full() {
     return
   fi
   step "train and validate on CIRR"
-  train --data-path "$CIRR" --save-training --resume auto "${PASSED_ON[@]}"
+  train "$CIRR" --save-training --resume auto "${PASSED_ON[@]}"
+  show_results "$CIRR"
 }
 
 main() {
@@ -171,7 +207,10 @@ main() {
   "run_$MODE"
   step "report"
   printf 'done in %d s\nlog: %s\nboxes: %s\npicture of boxes: %s\nmodels and metrics: %s\n' \
-    "$SECONDS" "$LOG" "$BOXES" "${BOXES%.json}.png" "$ROOT/models"
+    "$SECONDS" "$LOG" "$BOXES" "${BOXES%.json}.png" "${RUN:-$ROOT/models}"
+  [[ -n "$RUN" ]] || return 0 # --compare has no run of its own
+  printf 'what it finds: %s\ncurves: %s\n' "$RUN/retrieval.png" "$RUN/curves.png"
+  say_search
 }
 
 wrong_flags() {
@@ -181,6 +220,7 @@ wrong_flags() {
 }
 
 MODE=""
+RUN=""
 METHOD=""
 COMPARE=""
 PASSED_ON=()

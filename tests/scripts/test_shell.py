@@ -1,6 +1,7 @@
 """The shell scripts: clean, executable, helpful, and sparing with environments. Nothing here asks a package index."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ AUTO_TRAIN = TOOLS / "auto_train_with_boxes.sh"
 SCRIPTS = [*TOOLS.glob("*.sh"), ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 # All that the scripts call, but Python: a test's PATH holds nothing else.
-COMMANDS = "bash cat cp date dirname flock getconf mkdir rm rmdir sleep tee"
+COMMANDS = "bash cat cp date dirname flock getconf mkdir rm rmdir sed sleep tee"
 
 # Stands in for every Python: notes its calls, and does what the environment variables say.
 FAKE_PYTHON = """#!/bin/bash
@@ -34,6 +35,7 @@ case "$*" in
     fi
     if [[ "$installed" != *"-e .${3:+[dev]}"* ]]; then says 1 "the venv lacks something"; fi
     says "${VENV_STATUS:-0}" "the venv's answer" ;;
+  *json.load*) echo ref.png; echo "${CAPTION:-make it red}" ;;
   *"import ensurepip"*) exit "${ENSUREPIP_STATUS:-0}" ;;
   *"print("*) echo python3.11 ;;
   *version_info*) [[ "$0" == *.venv* ]] || exit "${VERSION_STATUS:-0}" ;;
@@ -43,7 +45,9 @@ case "$*" in
   *"find_spec('ultralytics')"*) exit "${ULTRALYTICS_STATUS:-1}" ;;
   *cuda.is_available*) exit "${GPU_STATUS:-0}" ;;
   *get_weights.py*) says "${WEIGHTS_STATUS:-0}" "error: the weights' answer" ;;
-  *blip_fine_tune_2.py*) echo "metrics"; echo "progress" >&2; exit "${TRAIN_STATUS:-0}" ;;
+  *blip_fine_tune_2.py*)
+    echo "${RUN_LINE:-metrics     /a run/validation_metrics.csv}"
+    says "${TRAIN_STATUS:-0}" "progress" ;;
 esac
 """
 
@@ -311,12 +315,37 @@ def test_a_test_run_without_data_says_so_and_takes_the_demo_dataset(project):
     data = f"{project}/roi_align_integration/data"
     assert calls(project, f"make_demo_dataset.py --output {data}/demo_clear --difficulty clear") == 1
     model = f"{project}/roi_align_integration/tools/benchmarks/benchmark_model.yaml"
-    assert f"--data-path {data}/demo_clear --backbone {model} --weights random" in call
-    assert f"--save-best --use-region-loss --box-file {data}/demo_clear_boxes_train_saliency.json" in call
+    assert f"--dataset CIRR --data-path {data}/demo_clear --output-folder" in call
+    boxes = f"{data}/demo_clear_boxes_train_saliency.json"
+    assert f"--save-best --use-region-loss --box-file {boxes} --backbone {model} --weights random" in call
     made = f"--cirr-root {data}/demo_clear --method saliency --output {data}/demo_clear_boxes_train_saliency.json"
     assert calls(project, f"generate_cirr_boxes.py {made}") == 1
     assert calls(project, "test_roi_align.py") == 1
     assert f"picture of boxes: {data}/demo_clear_boxes_train_saliency.png" in answer.stdout
+
+
+def test_a_run_ends_with_pictures_and_the_command_to_search(project):
+    """The folder of the run is the one that the training names, here with a space in it."""
+    demo = project / "roi_align_integration" / "data" / "demo_clear"
+    answer = auto_train(project, "--test", CAPTION="\"it\" is 'red'")
+    assert answer.returncode == 0, answer.stderr
+    model = "/a run/saved_models/tuned_clip_arithmetic.pt"
+    shown = f"visualize_retrieval.py --dataset CIRR --data-path {demo} --model-path {model} --kind mixed --heat-maps"
+    assert calls(project, f"{shown} --output /a run/retrieval.png") == 1
+    assert calls(project, "plot_metrics.py /a run --output /a run/curves.png") == 1
+    assert "what it finds: /a run/retrieval.png\ncurves: /a run/curves.png\n" in answer.stdout
+    *_, index, search = answer.stdout.splitlines()
+    place = str(demo.parent / "search_index")
+    expected = ["index", str(demo / "dev"), "--model-path", model, "--output", place]
+    assert shlex.split(index)[2:] == expected
+    expected = ["search", place, "--image", "ref.png", "--text", "\"it\" is 'red'", "--html"]
+    assert shlex.split(search)[2:-1] == expected
+
+
+def test_a_training_that_names_no_run_is_an_error(project):
+    answer = auto_train(project, "--test", RUN_LINE="nothing")
+    assert answer.returncode == 2
+    assert "error: the training did not name the folder of its run" in answer.stderr
 
 
 def test_yolo_is_taken_where_it_can_be_had(project):
@@ -347,10 +376,9 @@ def test_a_test_run_on_cirr_is_bounded_and_downloads_nothing(project):
     answer = auto_train(project, "--test")
     assert answer.returncode == 0, answer.stderr
     (call,) = training_calls(project)
-    assert call.endswith(
-        f"--data-path {project}/cirr_dataset --backbone pretrain --max-triplets 100 --num-epochs 2 --batch-size 20"
-    )
     boxes = f"{project}/roi_align_integration/data/cirr_trial_boxes_train_saliency.json"
+    assert call.endswith(f"--box-file {boxes} --backbone pretrain --max-triplets 100 --num-epochs 2 --batch-size 20")
+    assert f"--data-path {project}/cirr_dataset " in call
     assert calls(project, f"--method saliency --output {boxes} --max-triplets 100") == 1
     assert calls(project, "make_demo_dataset.py") == 0
     assert calls(project, "get_weights.py --no-download") == 1
@@ -391,8 +419,9 @@ def test_a_full_run_takes_the_defaults(project):
     assert answer.returncode == 0, answer.stderr
     (call,) = training_calls(project)
     boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
-    flags = f"--data-path {project}/cirr_dataset --save-training --resume auto"  # what was interrupted goes on
-    assert call.endswith(f"--use-region-loss --box-file {boxes} {flags}")
+    assert f"--data-path {project}/cirr_dataset " in call
+    # What was interrupted continues.
+    assert call.endswith(f"--use-region-loss --box-file {boxes} --save-training --resume auto")
     assert calls(project, "get_weights.py") == 1  # what is here is not fetched
 
 
@@ -458,7 +487,8 @@ def test_the_log_holds_both_streams_and_each_stays_where_it_was(project):
     assert "progress" not in answer.stdout
     assert "progress" in answer.stderr
     (log,) = (project / "roi_align_integration" / "data").glob("training_*.log")
-    assert {"metrics", "progress", f"log: {log}"} <= set(log.read_text().splitlines())
+    lines = set(log.read_text().splitlines())
+    assert {"metrics     /a run/validation_metrics.csv", "progress", f"log: {log}"} <= lines
 
 
 def test_the_test_command_sets_up_for_tests_and_passes_flags_on(project):
