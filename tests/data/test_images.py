@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,16 @@ from sprc.core.errors import ImageError, InputError
 from sprc.core.stop_signals import Stopped
 from sprc.data import png_chunks
 from sprc.data.image_check import check_images
-from sprc.data.images import MOST_PIXELS, is_tagged, naming_image, open_rgb, orientation, orientations, stored_size
+from sprc.data.images import (
+    MOST_PIXELS,
+    is_tagged,
+    naming_image,
+    open_rgb,
+    open_small,
+    orientation,
+    orientations,
+    stored_size,
+)
 from sprc.data.preprocess import targetpad_transform
 
 
@@ -139,6 +149,29 @@ def test_an_opened_image_has_the_pixels_of_pillow(tmp_path, mode):
     assert np.array_equal(open_rgb(next(tmp_path.iterdir())), image.convert("RGB"))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(("size", "side"), [((800, 400), 50), ((400, 801), 90), ((60, 40), 90)])
+def test_a_small_copy_is_the_opened_image_made_smaller(tmp_path, kind, size, side):
+    path = tmp_path / "a"
+    picture = Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 60).convert("RGB").rotate(90, expand=size[0] > 500)
+    picture.save(path, kind, exif=tag(6), quality=95)
+    expected = open_rgb(path)
+    expected.thumbnail((side, side))
+    small = open_small(path, side)
+    assert small.mode == "RGB" and small.size == expected.size and not small.getexif()
+    assert max(small.size) <= side
+    difference = np.abs(np.asarray(small, dtype=float) - np.asarray(expected, dtype=float)).mean()
+    assert difference < (3 if kind == "JPEG" else 1e-9)
+
+
+def test_a_large_jpeg_is_not_decoded_in_full(tmp_path, monkeypatch):
+    Image.new("RGB", (1600, 800)).save(tmp_path / "a.jpg")
+    decoded = []
+    monkeypatch.setattr("sprc.data.images.as_rgb", lambda image: decoded.append(image.size) or image.convert("RGB"))
+    assert open_small(tmp_path / "a.jpg", 100).size == (100, 50)
+    assert decoded == [(400, 200)]
+
+
 def bomb(path: Path) -> None:
     Image.new("1", (20000, 20000)).save(path)
 
@@ -243,7 +276,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, kind, place, junk, 
     place %= len(content)
     content[place : len(content) if cut_off else place + len(junk)] = junk
     path.write_bytes(content)
-    for read in (open_rgb, stored_size, orientation):
+    for read in (open_rgb, partial(open_small, side=8), stored_size, orientation):
         try:
             read(path)
         except ImageError as error:

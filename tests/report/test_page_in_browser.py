@@ -26,7 +26,7 @@ from sprc.retrieval.retriever import Retriever
 
 pytestmark = pytest.mark.integration
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 PATIENCE = 60_000  # milliseconds until something must have come, on a busy machine
@@ -93,7 +93,7 @@ class Log:
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("requestfailed", self._note_failure)
         page.on("response", lambda answer: answer.status >= 400 and self.faults.append(f"{answer.status} {answer.url}"))
-        page.on("console", lambda line: line.type in ("error", "warning") and self.faults.append(line.text))
+        page.on("console", lambda line: line.type == "error" and self.faults.append(line.text))
         page.on("pageerror", lambda error: self.faults.append(str(error)))
 
     def _note_failure(self, request) -> None:

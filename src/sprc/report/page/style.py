@@ -38,7 +38,7 @@ h2 {font-size: .9rem; font-weight: 600}
 #hint li {list-style: decimal}
 
 /* The query */
-#reference .image-container, #reference img {background: none}
+#reference .icon-button-wrapper {display: none}
 #reference-name {margin-top: -6px; font-size: .85rem; overflow-wrap: anywhere}
 #go {align-items: stretch; flex-wrap: nowrap}
 #go > .form {flex: 0 0 132px !important; border: 0; background: none}
