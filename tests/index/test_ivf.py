@@ -32,6 +32,20 @@ def test_all_lists_hold_what_a_plain_search_finds(tmp_path_factory, seed, images
     assert found_by(gallery, engine, queries, k) == [plain_search(tokens, q, k) for q in queries]
 
 
+def test_codes_are_packed_as_faiss_packs_them():
+    import faiss
+
+    tokens = unit_rows(np.random.default_rng(0), 77, 16)
+    index = faiss.IndexIVFPQFastScan(faiss.IndexFlatIP(16), 16, 1, 8, 4, faiss.METRIC_INNER_PRODUCT, 32)
+    index.by_residual, index.pq.cp.min_points_per_centroid = True, 1
+    index.train(tokens)
+    index.add(tokens)
+    codes = ivf_build._codes(index, tokens, np.zeros(77, np.int64))
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    theirs = faiss.rev_swig_ptr(lists.get_codes(0), 96 * index.code_size)
+    np.testing.assert_array_equal(ivf_build.packed(codes).reshape(-1), theirs)
+
+
 @pytest.fixture
 def gallery(tmp_path):
     """600 images around 60 centres: several lists, and a recall that is not for nothing."""

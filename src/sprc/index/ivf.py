@@ -1,12 +1,14 @@
 """The approximate engine: lists of similar tokens (IVF) of which a query looks at a few, for galleries beyond 10^5.
 
     data-<number>/ivf/
-        trained.faiss  centres of the lists, and the ranges of the 8-bit numbers
+        trained.faiss  centres of the lists, and the tables of the codes
         ranges.npy     (L, 3) int64: how many tokens a list holds, has room for, and where in lists.bin it begins
-        lists.bin      of each list the tokens' codes, 8 bits a number, and their numbers, int64; it is mapped
+        lists.bin      of each list the tokens' codes, 2 bits a dimension, and their numbers, int64; it is mapped
         ivf.json       the gallery's digest, how many lists a query looks at, and the recall that was measured
 
-The scores are exact: `search` computes them for all images that are found.
+A query compares the codes of some lists (product quantisation, scanned 32 at a time), then the tokens themselves of the
+best, and `search` scores the images that these are of by all their tokens. So scores are exact, and only an image may
+be missing.
 """
 
 import hashlib
@@ -16,10 +18,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sprc.core.errors import InputError
 from sprc.core.files import write_atomically
 from sprc.core.reading import read_json, readable
+from sprc.index.exact import rounding
 from sprc.index.faiss_engine import import_faiss
 from sprc.index.gallery import Gallery
 
@@ -29,7 +33,7 @@ NAME, HEAD, TRAINED, RANGES, LISTS = "ivf", "ivf.json", "trained.faiss", "ranges
 ID_BYTES = 8
 KINDS: dict = {float: (int, float), int: int, str: str}
 RECALL_AT = 50  # images, for which `probes` is chosen
-TOKENS_AN_IMAGE = 8  # that are taken from the lists for each image that is wanted
+TOKENS_AN_IMAGE = 32  # that are taken from the lists for each image that is wanted
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class IvfEngine:
 
     def _open(self, gallery: Gallery, index, probes: int) -> None:
         self.gallery, self.index, self.probes, self.tokens_an_image = gallery, index, probes, TOKENS_AN_IMAGE
+        self.margin = 2 * rounding(gallery.maker.width, torch.device("cpu"))
 
     def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
         """As `Engine.candidates`, but an image may be missing."""
@@ -116,10 +121,22 @@ class IvfEngine:
             probes, count = min(probes, self.index.nlist), min(count, self.index.ntotal)
             parameters = faiss.SearchParametersIVF(nprobe=probes)
             _, tokens = self.index.search(query, count, params=parameters)  # (1, count); -1 where lists have no more
-            places = np.unique(tokens[tokens >= 0] // self.gallery.maker.tokens)
+            places = self._best_images(query[0], tokens[tokens >= 0], k)
             if len(places) >= k:
                 return places
             probes, count = 2 * probes, 2 * count
+
+    def _best_images(self, query: np.ndarray, tokens: np.ndarray, k: int) -> np.ndarray:
+        """The places of the images of the best of these tokens: half as many again as are wanted, and equal ones."""
+        places, numbers = np.divmod(np.sort(tokens), self.gallery.maker.tokens)
+        stored = torch.from_numpy(self.gallery.stored[self.gallery.rows[places], numbers])  # (n, E) float16
+        cosines = (stored.float() @ torch.from_numpy(query)).numpy()
+        images, first = np.unique(places, return_index=True)
+        if not len(images):
+            return images
+        scores = np.maximum.reduceat(cosines, first)
+        enough = min(k + max(10, k // 2), len(images))
+        return images[scores >= np.partition(scores, -enough)[-enough] - self.margin]
 
 
 def print_of(folder: Path) -> str:
@@ -149,5 +166,4 @@ def open_lists(folder: Path):
     index.replace_invlists(lists, True)
     lists.this.disown()
     index.ntotal = int(ranges[:, 0].sum())
-    index.parallel_mode = 1  # the threads share the lists of one query
     return index

@@ -37,6 +37,8 @@ SEED = 0
 SAMPLE_A_LIST, SAMPLE_BYTES = 40, 2**28  # tokens to train on, and their bound in float32
 ROUNDS = 8  # of k-means
 AT_ONCE_BYTES = 2**25  # tokens in float32 that are held at a time
+BITS, BLOCK = 4, 32  # of a number, and codes that are scanned together
+ORDER = np.arange(16).reshape(2, 8).T.reshape(-1)  # 0, 8, 1, 9, 2, 10 and so on
 AIM = 0.9975  # of the recall on the queries that choose `probes`; others may then find a little less
 
 
@@ -69,7 +71,7 @@ def list_count(tokens: int) -> int:
 
 def _require_space(gallery: Gallery, folder: Path) -> None:
     maker = gallery.maker
-    needed = len(gallery) * maker.tokens * (maker.width + 12)  # codes, numbers of tokens and of lists
+    needed = len(gallery) * maker.tokens * (maker.width // 4 + 12)  # codes, numbers of tokens and of lists
     free = shutil.disk_usage(folder).free
     if needed > 0.95 * free:
         raise InputError(f"an IVF needs {needed / 1e9:.3g} GB, {folder} has {free / 1e9:.3g} GB free: free some space")
@@ -85,32 +87,35 @@ def _write_lists(gallery: Gallery, folder: Path) -> None:
     ranges = _ranges(counts, index.code_size)
     with atomic_writer(folder / RANGES) as file:
         np.save(file, ranges)
-    with open(folder / LISTS, "wb") as file:
+    with open(folder / LISTS, "w+b") as file:
         _fill(gallery, index, np.memmap(assigned, np.int32, "r"), ranges, file.fileno())
+        _pack(ranges, index.code_size, file.fileno())
         sync_file(file.fileno())
     assigned.unlink()
 
 
 def _ranges(counts: np.ndarray, code_size: int) -> np.ndarray:
     """(L, 3) int64: how many tokens each list holds, has room for, and where its codes, and then numbers, begin."""
-    room = -(-counts // 8) * 8  # the numbers begin at a multiple of 8 bytes
+    room = -(-counts // BLOCK) * BLOCK
     ends = np.cumsum(room * (code_size + ID_BYTES))
     return np.stack([counts, room, np.concatenate([[0], ends[:-1]])], axis=1).astype(np.int64)
 
 
 def _trained(gallery: Gallery):
-    """An empty index of 8-bit numbers whose centres come from a sample of the tokens."""
+    """An empty index whose centres and codes come from a sample of the tokens."""
     faiss, width = import_faiss(), gallery.maker.width
     total = len(gallery) * gallery.maker.tokens
     lists = list_count(total)
     sample = _sample(gallery, min(total, SAMPLE_A_LIST * lists, SAMPLE_BYTES // (4 * width)))
     logger.info(f"IVF: training {lists} lists on {len(sample)} tokens")
-    index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+    pairs = width // 2 if width % 2 == 0 else width
+    index = faiss.IndexIVFPQFastScan(
+        faiss.IndexFlatIP(width), width, lists, pairs, BITS, faiss.METRIC_INNER_PRODUCT, BLOCK
     )
+    index.by_residual = True
     index.cp.niter, index.cp.seed, index.cp.spherical = ROUNDS, SEED + 1, True
-    index.cp.min_points_per_centroid = 1  # faiss would print a warning
-    index.train(sample)
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # faiss would print a warning
+    index.train(np.resize(sample, (max(len(sample), 2**BITS), width)))
     return index
 
 
@@ -169,6 +174,27 @@ def _codes(index, tokens: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     codes = np.empty((len(tokens), index.code_size), np.uint8)
     index.encode_vectors(len(tokens), pointer(tokens), pointer(chosen), pointer(codes))
     return codes
+
+
+def _pack(ranges: np.ndarray, code_size: int, handle: int) -> None:
+    """Put the codes of every list in the order in which faiss scans them."""
+    for count, _, offset in ranges.tolist():
+        codes = np.frombuffer(os.pread(handle, count * code_size, offset), np.uint8)
+        os.pwrite(handle, packed(codes.reshape(count, code_size)).tobytes(), offset)
+
+
+def packed(codes: np.ndarray) -> np.ndarray:
+    """(n, C) uint8, two numbers of 4 bits a byte -> (blocks, C, 32): the same byte of 32 codes side by side.
+
+    A byte of a block holds the numbers of two codes, those that one instruction looks up in the two halves of a
+    register; the order within a half is that of faiss's `pq4` layout.
+    """
+    count, size = codes.shape
+    blocks = np.zeros((-(-count // BLOCK) * BLOCK, size), np.uint8)
+    blocks[:count] = codes
+    blocks = blocks.reshape(-1, BLOCK, size).transpose(0, 2, 1)  # (blocks, C, 32)
+    halves = [half[..., ORDER] | (half[..., ORDER + 16] << 4) for half in (blocks & 15, blocks >> 4)]
+    return np.concatenate(halves, axis=-1)
 
 
 def _measured(gallery: Gallery, folder: Path, queries: np.ndarray, exact: Engine) -> IvfHead:
