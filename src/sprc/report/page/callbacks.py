@@ -26,7 +26,7 @@ def on_page(message: str) -> str:
 
 
 def warn(error: InputError) -> None:
-    gr.Warning(on_page(str(error)), title="This cannot be done", duration=8)
+    gr.Warning(on_page(str(error)), duration=8)
 
 
 def messages(callback: Callable) -> Callable:

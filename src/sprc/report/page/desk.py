@@ -50,10 +50,10 @@ class Desk:
 
     def listing(self, part: str, number: int) -> Listing:
         """Page `number` of the names that have all words of `part` in them, in either case; the nearest if none is."""
-        names, words = self.retriever.gallery.names, part.casefold().split()
+        names, lower = self.retriever.gallery.names, self._lower_names
         found: Sequence[int] = range(len(names))
-        for word in words:
-            found = [position for position in found if word in self._lower_names[position]]
+        for word in part.casefold().split():
+            found = [position for position in found if word in lower[position]]
         last = max(0, (len(found) - 1) // LISTED)
         number = min(max(0, number), last)
         shown = found[number * LISTED : (number + 1) * LISTED]

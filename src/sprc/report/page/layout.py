@@ -88,7 +88,11 @@ class Page:
                     self.on = gr.Button("On ›", size="sm", min_width=70, elem_id="on")
             with gr.Tab("Upload"):
                 self.file = gr.File(
-                    label="A photograph of yours", file_types=list(IMAGE_SUFFIXES), height=180, elem_id="file"
+                    label="A photograph of yours",
+                    show_label=False,
+                    file_types=list(IMAGE_SUFFIXES),
+                    height=180,
+                    elem_id="file",
                 )
 
     def _add_answer(self) -> None:
