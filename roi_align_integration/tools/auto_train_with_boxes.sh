@@ -11,8 +11,8 @@ DIFFICULTY=clear
 DEMO="$DATA/demo_$DIFFICULTY"
 DEMO_FEATURES="$DATA/demo_features"
 BEST=saved_models/tuned_clip_arithmetic.pt
-DEMO_FLAGS=(--backbone "$HERE/benchmarks/benchmark_model.yaml" --weights random --num-epochs 21 --schedule-epochs 21
-  --warmup 0.1 --batch-size 64 --learning-rate 3e-3 --validation-frequency 4
+DEMO_FLAGS=(--backbone "$HERE/benchmarks/benchmark_model.yaml" --weights random --num-epochs 15 --schedule-epochs 15
+  --warmup 0.1 --batch-size 64 --learning-rate 3e-3 --validation-frequency 7
   --feature-cache "$DEMO_FEATURES" --num-workers 0)
 # A bounded run on the real data: does everything work here?
 TRIAL_TRIPLETS=100
