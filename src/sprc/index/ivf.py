@@ -14,6 +14,7 @@ be missing.
 import hashlib
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -33,7 +34,7 @@ NAME, HEAD, TRAINED, RANGES, LISTS = "ivf", "ivf.json", "trained.faiss", "ranges
 ID_BYTES = 8
 KINDS: dict = {float: (int, float), int: int, str: str}
 RECALL_AT = 50  # images, for which `probes` is chosen
-TOKENS_AN_IMAGE = 32  # that are taken from the lists for each image that is wanted
+TOKENS_AN_IMAGE = 16  # that each thread takes from the lists for an image that is wanted
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class IvfEngine:
 
     def _open(self, gallery: Gallery, index, probes: int) -> None:
         self.gallery, self.index, self.probes, self.tokens_an_image = gallery, index, probes, TOKENS_AN_IMAGE
+        self.threads = import_faiss().omp_get_max_threads()  # faiss gives all lists of a query to one
+        self.pool = ThreadPoolExecutor(self.threads)
         self.margin = 2 * rounding(gallery.maker.width, torch.device("cpu"))
 
     def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
@@ -115,16 +118,34 @@ class IvfEngine:
         return [self._of_query(query[None], k) for query in queries]
 
     def _of_query(self, query: np.ndarray, k: int) -> np.ndarray:
-        faiss = import_faiss()
         probes, count = -(-self.probes * max(k, RECALL_AT) // RECALL_AT), self.tokens_an_image * k
         while True:
             probes, count = min(probes, self.index.nlist), min(count, self.index.ntotal)
-            parameters = faiss.SearchParametersIVF(nprobe=probes)
-            _, tokens = self.index.search(query, count, params=parameters)  # (1, count); -1 where lists have no more
-            places = self._best_images(query[0], tokens[tokens >= 0], k)
+            tokens = self._tokens(query, probes, count)
+            places = self._best_images(query[0], tokens, k)
             if len(places) >= k:
                 return places
             probes, count = 2 * probes, 2 * count
+
+    def _tokens(self, query: np.ndarray, probes: int, count: int) -> np.ndarray:
+        """The numbers of the best tokens by their codes: at most `count` of each thread's part of the lists."""
+        cosines, lists = self.index.quantizer.search(query, probes)
+
+        def of_part(start: int) -> np.ndarray:
+            return self._tokens_in(query, lists[:, start :: self.threads], cosines[:, start :: self.threads], count)
+
+        tokens = np.concatenate(list(self.pool.map(of_part, range(min(self.threads, probes)))))
+        return tokens[tokens >= 0]  # -1 where the lists have no more
+
+    def _tokens_in(self, query: np.ndarray, lists: np.ndarray, cosines: np.ndarray, count: int) -> np.ndarray:
+        """(count,) the numbers of the best tokens of some lists, whose centres have these cosines."""
+        faiss = import_faiss()
+        lists, cosines = np.ascontiguousarray(lists), np.ascontiguousarray(cosines)
+        scores, tokens = np.empty(count, np.float32), np.empty(count, np.int64)
+        places = [faiss.swig_ptr(values) for values in (lists, cosines, scores, tokens)]
+        chosen = faiss.SearchParametersIVF(nprobe=lists.shape[1])
+        self.index.search_preassigned_c(1, faiss.swig_ptr(query), count, *places, False, chosen)
+        return tokens
 
     def _best_images(self, query: np.ndarray, tokens: np.ndarray, k: int) -> np.ndarray:
         """The places of the images of the best of these tokens: half as many again as are wanted, and equal ones."""
