@@ -13,7 +13,7 @@ from sprc.index.gallery import Gallery
 
 TOKENS_AN_IMAGE = 4  # that are looked for first
 TOKENS_AT_MOST = 2**16
-MANY_QUERIES = 64
+MANY_QUERIES = 16
 
 
 def import_faiss() -> ModuleType:
