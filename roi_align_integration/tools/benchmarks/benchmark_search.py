@@ -108,7 +108,8 @@ class Measured:
             by_clock.append(1000 * (time.perf_counter() - start))
             of_cores.append(1000 * (time.process_time() - used))
         middle, best, cores = np.median(by_clock[3:]), np.min(by_clock[3:]), np.median(of_cores[3:])
-        return f"{middle:.1f} ms (median of {len(by_clock) - 3}; fastest {best:.1f} ms); {cores:.1f} ms of all cores together"
+        count = len(by_clock) - 3
+        return f"{middle:.1f} ms (median of {count}; fastest {best:.1f} ms); {cores:.1f} ms of all cores together"
 
     def _memory(self, engine: Engine) -> str:
         queries = self.source.queries(self.gallery, 16, 3)
