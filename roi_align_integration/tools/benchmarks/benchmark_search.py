@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from sprc.index.ivf import read_ivf
 from sprc.index.ivf_build import build_ivf
 
 RECALL_AT = 50
-SECONDS_AT_MOST = 100  # for the single queries of an engine
+SECONDS_AT_MOST = 40  # for the single queries of an engine
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,9 +78,9 @@ class Measured:
     def rows(self) -> Iterator[tuple[str, str]]:
         """What was measured, and how much it is."""
         yield from self._ivf_rows()
-        yield "opening the index", f"{1000 * median_seconds(lambda: Gallery(self.path).digest, 5):.0f} ms"
-        yield "opening its IVF", f"{1000 * median_seconds(lambda: self._engine('ivf'), 5):.0f} ms"
-        engines = {name: self._engine(name) for name in ("exact", "faiss", "ivf")}
+        yield "opening the index", timed([lambda: Gallery(self.path).digest] * 3)
+        yield "opening its IVF", timed([lambda: self._engine("ivf")] * 3)
+        engines = {name: self._engine(name) for name in ("ivf", "faiss", "exact")}
         for name, engine in engines.items():
             yield f"{name}: a query", self._milliseconds(engine)
         yield f"exact: additional memory, --memory-mib {self.args.memory_mib}", self._memory(engines["exact"])
@@ -97,19 +98,10 @@ class Measured:
         yield "ivf", str(head)
 
     def _milliseconds(self, engine: Engine) -> str:
-        """Of a search with its scores: by the clock, and of all cores together."""
         queries = self.source.queries(self.gallery, self.args.queries, 2)
-        by_clock, of_cores, begun = [], [], time.monotonic()
-        for query in np.concatenate([queries[:3], queries]):  # the first warm up
-            if len(by_clock) > 3 and time.monotonic() - begun > SECONDS_AT_MOST:
-                break
-            start, used = time.perf_counter(), time.process_time()
+        for query in queries[:3]:  # to warm up
             search(self.gallery, engine, query[None], self.k)
-            by_clock.append(1000 * (time.perf_counter() - start))
-            of_cores.append(1000 * (time.process_time() - used))
-        middle, best, cores = np.median(by_clock[3:]), np.min(by_clock[3:]), np.median(of_cores[3:])
-        count = len(by_clock) - 3
-        return f"{middle:.1f} ms (median of {count}; fastest {best:.1f} ms); {cores:.1f} ms of all cores together"
+        return timed([partial(search, self.gallery, engine, query[None], self.k) for query in queries])
 
     def _memory(self, engine: Engine) -> str:
         queries = self.source.queries(self.gallery, 16, 3)
@@ -148,13 +140,18 @@ def plain_search(gallery: Gallery, queries: np.ndarray, k: int, at_once: int = 2
     return [list(zip(row.tolist(), values.tolist(), strict=True)) for row, values in zip(places, scores, strict=True)]
 
 
-def median_seconds(action: Callable, times: int) -> float:
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
+def timed(actions: list[Callable]) -> str:
+    """Median and least milliseconds of actions by the clock, and the median of all cores together."""
+    by_clock, of_cores, begun = [], [], time.monotonic()
+    for action in actions:
+        start, used = time.perf_counter(), time.process_time()
         action()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+        by_clock.append(1000 * (time.perf_counter() - start))
+        of_cores.append(1000 * (time.process_time() - used))
+        if time.monotonic() - begun > SECONDS_AT_MOST:
+            break
+    middle, best, cores = np.median(by_clock), np.min(by_clock), np.median(of_cores)
+    return f"{middle:.1f} ms (median of {len(by_clock)}; fastest {best:.1f} ms); {cores:.1f} ms of all cores together"
 
 
 def anonymous_mib() -> float:
