@@ -12,6 +12,7 @@ from sprc.core.locks import held
 from sprc.data.images import open_rgb
 from sprc.index.gallery import Gallery
 from sprc.index.gallery_build import update_index
+from sprc.index.gallery_files import IndexFolder
 
 COLOURS = {"a.png": (255, 0, 0), "b.jpg": (0, 255, 0), "sub/c.png": (0, 0, 255), "sub/d.webp": (9, 99, 199)}
 
@@ -175,7 +176,7 @@ def test_a_folder_with_other_data_is_left_as_it_is(photos, tmp_path):
     assert sorted(path.name for path in photos.iterdir()) == ["a.png", "b.jpg", "sub"]
 
 
-@pytest.mark.parametrize("place", ["index.json", "data-0/rows.jsonl", "data-0/gallery.npy"])
+@pytest.mark.parametrize("place", ["index.json", "data-0/rows.jsonl"])
 def test_a_damaged_file_is_named(photos, tmp_path, place):
     update_index(photos, tmp_path / "index", colour_maker())
     (tmp_path / "index" / place).write_bytes(b'{"format": 1}\n')
@@ -189,5 +190,6 @@ def test_a_name_that_leads_out_of_the_folder_is_damage(photos, tmp_path, name):
     rows = tmp_path / "index" / "data-0" / "rows.jsonl"
     lines = rows.read_text().splitlines()
     rows.write_text("\n".join([json.dumps([name, 1, 1, 4, 3, 1]), *lines[1:]]) + "\n")
+    IndexFolder(tmp_path / "index").write_gallery(0, np.arange(4))  # so nothing else is wrong with it
     with pytest.raises(InputError, match="is no row"):
         Gallery(tmp_path / "index")

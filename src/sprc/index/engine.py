@@ -37,7 +37,7 @@ def search(gallery: Gallery, engine: Engine, queries: np.ndarray, k: int) -> lis
     """The k best images of every query (B, E), best first; equal scores in the order of the gallery.
 
     A score is SPRC's, the largest cosine over the image's target tokens. Raises InputError if the gallery has fewer
-    than k images, or a query holds NaN.
+    than k images, a query holds NaN, or the tokens of a result are not those that were written.
     """
     if not 1 <= k <= len(gallery):
         raise InputError(f"`top_k` is {k}: the index {gallery.path} holds {len(gallery)} images, give 1 to that many")
@@ -45,7 +45,10 @@ def search(gallery: Gallery, engine: Engine, queries: np.ndarray, k: int) -> lis
         raise InputError("the model gives no numbers for a query: use `precision` fp32, or an earlier checkpoint")
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     proposed = engine.candidates(queries, k)
-    return [best_of(gallery, query, places, k) for query, places in zip(queries, proposed, strict=True)]
+    found = [best_of(gallery, query, places, k) for query, places in zip(queries, proposed, strict=True)]
+    for position in {match.position for row in found for match in row}:
+        gallery.require_whole(position)
+    return found
 
 
 def best_of(gallery: Gallery, query: np.ndarray, positions: np.ndarray, k: int | None = None) -> list[Match]:
@@ -53,10 +56,13 @@ def best_of(gallery: Gallery, query: np.ndarray, positions: np.ndarray, k: int |
 
     Cosines are summed in float64, in which products of these numbers are exact, and rounded to float32: so a score
     depends on no engine, chunk or number of threads, and the same photograph in two places has one score. Float32 says
-    before, for which tokens that is worth doing: those that rounding may keep from the best.
+    before, for which tokens that is worth doing: those that rounding may keep from the best. Raises InputError for
+    damaged tokens that are no numbers.
     """
     positions = np.sort(positions)
     rough = _rough_cosines(gallery, query, positions)  # (n, Q)
+    if np.isnan(rough).any():
+        raise gallery.damage()
     images, tokens = _near_the_best(rough, k, 2 * rounding(len(query), torch.device("cpu")))
     cosines = _exact_cosines(gallery, query, positions[images], tokens)
     order = np.lexsort((tokens, -cosines, images))  # of each image: the winner first

@@ -25,12 +25,17 @@ class ExactEngine:
         self.margin = 2 * rounding(gallery.maker.width, self.device)
 
     def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
-        """As `Engine.candidates`. All scores of a part of the queries take at most half of the memory bound."""
+        """As `Engine.candidates`. All scores of a part of the queries take at most half of the memory bound.
+
+        Raises InputError for damaged tokens that are no numbers.
+        """
         at_once = max(1, int(self.memory_mib * 2**20 / 2 // (8 * len(self.gallery))))
         return [places for part in torch.from_numpy(queries).split(at_once) for places in self._of_part(part, k)]
 
     def _of_part(self, queries: Tensor, k: int) -> list[np.ndarray]:
         scores = self._scores(queries.to(self.device))  # (B, N)
+        if scores.isnan().any():
+            raise self.gallery.damage()
         kth = scores.topk(k, dim=1).values[:, -1:]  # (B, 1)
         near = scores >= kth - self.margin
         return [row.nonzero()[:, 0].cpu().numpy() for row in near]

@@ -1,13 +1,14 @@
 """A gallery on disk, opened for searching; how it lies there is said in `gallery_files`."""
 
 import hashlib
+import zlib
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from sprc.core.errors import InputError
-from sprc.index.gallery_files import PHOTOS, IndexFolder
+from sprc.index.gallery_files import AGAIN, PHOTOS, IndexFolder
 
 
 class Gallery:
@@ -18,12 +19,30 @@ class Gallery:
 
     def __init__(self, path: Path):
         self.folder = IndexFolder(path)
+        try:
+            self._read()
+        except InputError:
+            if self.folder.read_head()[1] == self.number:
+                raise
+            self._read()  # a build has put another data folder in the place of this one meanwhile
+
+    def _read(self) -> None:
         self.maker, self.number, self.settings = self.folder.read_head()
-        rows = self.folder.read_rows(self.number)
-        self.rows = self.folder.read_gallery(self.number, len(rows))
+        listed = self.folder.read_gallery(self.number)  # first: a process that builds the index adds rows meanwhile
+        rows = self.folder.read_rows(self.number, listed)
+        self.rows = listed.rows
         self.stored = self.folder.open_tokens(self.number, len(rows), self.maker)  # (R, Q, E)
         self.images = [rows[row] for row in self.rows]
         self.names = [image.name for image in self.images]
+
+    def require_whole(self, position: int) -> None:
+        """Raise InputError if the tokens of the image at this place are not those that were written."""
+        if zlib.crc32(self.stored[self.rows[position]]) != self.images[position].crc:
+            raise self.damage()
+
+    def damage(self) -> InputError:
+        """What to say of tokens that are damaged."""
+        return InputError(f"{self.data_folder / 'tokens.bin'} is damaged: {AGAIN}; it encodes anew what is damaged")
 
     def __len__(self) -> int:
         return len(self.rows)

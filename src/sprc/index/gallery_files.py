@@ -7,7 +7,8 @@
     data-<number>/
         tokens.bin    (R, Q, E) float16: the target tokens of one image after another, L2-normalised
         rows.jsonl    R lines: name, file size and time, (width, height) in pixels, CRC-32 of the tokens
-        gallery.npy   (N,) int64: the rows of the gallery's images, in the order of their names
+        gallery.npy   (N,) int64: the rows of the gallery's images, in the order of their names; behind them the size
+                      of rows.jsonl, its CRC-32, and the CRC-32 of all that, by which damage is found
 
 Rows are only ever added: tokens first, then the lines that name them, then the gallery. So whatever ends a build, all
 rows whose lines are whole are good, and a search that runs meanwhile sees the gallery as it was. A photograph that was
@@ -15,9 +16,12 @@ deleted or changed leaves a row that no gallery names. If most rows are such, th
 """
 
 import gc
+import io
 import json
 import logging
 import shutil
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -35,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 PHOTOS, CHECKPOINT, SKIPPED = "photos", "checkpoint", "skipped.json"
+AGAIN = "run the command index again"
+OF_LINES, OF_ALL = struct.Struct("<QI"), struct.Struct("<I")  # the end of gallery.npy
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,19 @@ class Row(NamedTuple):
         if not is_inside(name) or len(numbers) != 5 or set(map(type, numbers)) != {int}:
             raise ValueError(f"{shown(values)} is no row")
         return cls(name, Photo(*numbers[:2]), (numbers[2], numbers[3]), numbers[4])
+
+
+class Listed(NamedTuple):
+    """The rows (N,) of a gallery's images, and the size and CRC-32 of rows.jsonl as it was when they were listed."""
+
+    rows: np.ndarray
+    size: int
+    crc: int
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines of rows.jsonl that end."""
+    return content.split(b"\n")[:-1]
 
 
 @dataclass(frozen=True)
@@ -151,16 +170,18 @@ class IndexFolder:
         head = {"format": FORMAT, "maker": asdict(maker), "data": number, "settings": settings}
         write_atomically(self.path / "index.json", json.dumps(head, indent=2))
 
-    def read_rows(self, number: int) -> list[Row]:
-        """All rows whose lines are whole; a last line that a kill cut short is none."""
+    def read_rows(self, number: int, listed: "Listed | None" = None) -> list[Row]:
+        """All rows whose lines are whole; a last line that a kill cut short is none.
+
+        Those of a gallery must be as they were when it was written.
+        """
         path = self.data(number) / "rows.jsonl"
-        if not path.exists():
-            return []
-        content = read_bytes(path, self.fix)
-        whole = content[: content.rfind(b"\n") + 1]
+        content = read_bytes(path, self.fix) if path.exists() else b""
+        if listed is not None and zlib.crc32(content[: listed.size]) != listed.crc:
+            raise InputError(f"{path} is damaged: {self.fix}")
         try:
             with _no_garbage_collection():
-                lines = parse_json(b"[" + b",".join(whole.splitlines()) + b"]", str(path), self.fix)
+                lines = parse_json(b"[" + b",".join(whole_lines(content)) + b"]", str(path), self.fix)
                 return [Row.from_values(values) for values in lines]
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}): {self.fix}") from error
@@ -168,26 +189,31 @@ class IndexFolder:
     def count_rows(self, number: int) -> int:
         return len(self.read_rows(number))
 
-    def read_gallery(self, number: int, rows: int) -> np.ndarray:
-        """(N,) int64: the rows of the gallery, of which there are `rows`."""
+    def find_gallery(self, number: int) -> "Listed | None":
+        """What `write_gallery` has written; None if it is not there, or damaged."""
         path = self.data(number) / "gallery.npy"
-        if not path.exists():
-            raise InputError(
-                f"{self.path} is not complete: wait for the process that builds it, or run the command index again"
-            )
-        with readable(path, self.fix):
-            try:
-                gallery = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise InputError(f"{path} is damaged ({error}): {self.fix}") from error
-        fits = gallery.ndim == 1 and gallery.dtype == np.int64 and len(gallery) > 0
-        if not fits or gallery.min() < 0 or gallery.max() >= rows:
-            raise InputError(f"{path} does not fit the rows of its index: {self.fix}")
-        return gallery
+        content = read_bytes(path, self.fix) if path.exists() else b""
+        body, end = content[: -OF_ALL.size], content[-OF_ALL.size :]
+        if not body or OF_ALL.pack(zlib.crc32(body)) != end:
+            return None
+        rows = np.load(io.BytesIO(body), allow_pickle=False)
+        return Listed(rows, *OF_LINES.unpack(body[-OF_LINES.size :]))
+
+    def read_gallery(self, number: int) -> "Listed":
+        listed, path = self.find_gallery(number), self.data(number) / "gallery.npy"
+        if listed is None and path.exists():
+            raise InputError(f"{path} is damaged: {AGAIN}")
+        if listed is None:
+            raise InputError(f"{self.path} is not complete: wait for the process that builds it, or {AGAIN}")
+        return listed
 
     def write_gallery(self, number: int, gallery: np.ndarray) -> None:
+        """Name the rows (N,) of the gallery's images; all lines of rows.jsonl must be on the disk."""
+        lines, body = read_bytes(self.data(number) / "rows.jsonl", self.fix), io.BytesIO()
+        np.save(body, gallery.astype(np.int64))
+        content = body.getvalue() + OF_LINES.pack(len(lines), zlib.crc32(lines))
         with atomic_writer(self.data(number) / "gallery.npy") as file:
-            np.save(file, gallery.astype(np.int64))
+            file.write(content + OF_ALL.pack(zlib.crc32(content)))
 
     def open_tokens(self, number: int, rows: int, maker: Maker) -> np.ndarray:
         """Map the tokens (R, Q, E), float16; what is written into the array never reaches the file."""

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from sprc.core.files import sync_file, unwritable
-from sprc.index.gallery_files import IndexFolder, Maker, Row
+from sprc.index.gallery_files import IndexFolder, Maker, Row, whole_lines
 from sprc.index.photos import Photo
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,21 @@ class RowFiles:
             self.place.mkdir(parents=True, exist_ok=True)
             self.tokens, self.lines = (_opened(self.place / name) for name in ("tokens.bin", "rows.jsonl"))
             whole = os.path.getsize(self.place / "tokens.bin") // maker.row_bytes
-            self.rows = folder.read_rows(number)[:whole]
+            self.listed = folder.find_gallery(number)
+            self.rows = folder.read_rows(number, self.listed)[:whole]
             self._cut()
         self.added: list[Row] = []
 
     def _cut(self) -> None:
-        """Cut off what a kill has left after the last whole row."""
-        text = "".join(row.to_line() for row in self.rows).encode()
-        for file, size in ((self.tokens, len(self.rows) * self.maker.row_bytes), (self.lines, len(text))):
-            file.truncate(size)
-            file.seek(size)
+        """Cut off what a kill has left after the last whole row; a gallery that names less than whole rows is none."""
+        lines = whole_lines(self.lines.read())[: len(self.rows)]
+        size = sum(map(len, lines)) + len(lines)
+        if self.listed is not None and size < self.listed.size:
+            (self.place / "gallery.npy").unlink()
+            self.listed = None
+        for file, length in ((self.tokens, len(self.rows) * self.maker.row_bytes), (self.lines, size)):
+            file.truncate(length)
+            file.seek(length)
 
     def __enter__(self) -> "RowFiles":
         return self
@@ -85,8 +90,8 @@ def good_rows(files: RowFiles) -> dict[str, int]:
 
 def write_compacted(folder: IndexFolder, number: int, maker: Maker) -> None:
     """Write the next data folder: the rows of the gallery alone, in its order."""
-    rows = folder.read_rows(number)
-    gallery, stored = folder.read_gallery(number, len(rows)), folder.open_tokens(number, len(rows), maker)
+    rows, gallery = folder.read_rows(number), folder.read_gallery(number).rows
+    stored = folder.open_tokens(number, len(rows), maker)
     with RowFiles(folder, number + 1, maker) as files:
         for row in gallery:
             files.add(rows[row].name, rows[row].photo, rows[row].size, stored[row])
