@@ -1,11 +1,12 @@
 """An index holds the photographs of its folder, whatever was added, changed, deleted, broken or killed before."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
-from indexes import colour_maker, mean_colour_tokens, paint
+from indexes import TOKENS, WIDTH, colour_maker, mean_colour_tokens, paint
 
 from sprc.core.errors import InputError
 from sprc.core.locks import held
@@ -13,6 +14,8 @@ from sprc.data.images import open_rgb
 from sprc.index.gallery import Gallery
 from sprc.index.gallery_build import update_index
 from sprc.index.gallery_files import IndexFolder
+from sprc.index.gallery_rows import RowFiles
+from sprc.index.photos import Photo
 
 COLOURS = {"a.png": (255, 0, 0), "b.jpg": (0, 255, 0), "sub/c.png": (0, 0, 255), "sub/d.webp": (9, 99, 199)}
 
@@ -193,3 +196,15 @@ def test_a_name_that_leads_out_of_the_folder_is_damage(photos, tmp_path, name):
     IndexFolder(tmp_path / "index").write_gallery(0, np.arange(4))  # so nothing else is wrong with it
     with pytest.raises(InputError, match="is no row"):
         Gallery(tmp_path / "index")
+
+
+def test_a_full_disk_is_one_line_also_when_the_files_are_closed(tmp_path):
+    folder = IndexFolder(tmp_path / "index")
+    with (
+        pytest.raises(InputError, match=r"cannot be written .*free some space"),
+        RowFiles(folder, 0, colour_maker().maker) as files,
+    ):
+        files.tokens.close()
+        files.tokens = os.fdopen(os.open("/dev/full", os.O_RDWR), "r+b")
+        files.add("a.png", Photo(1, 1), (4, 3), np.zeros((TOKENS, WIDTH), np.float16))
+    assert files.tokens.closed and files.lines.closed

@@ -161,24 +161,23 @@ class _Build:
             collate_fn=list,
             worker_init_fn=prepare_worker,
         )
-        bar = tqdm(total=len(names), desc="photographs", unit="image", dynamic_ncols=True, disable=not names)
         saved = time.monotonic()
-        for number, batch in enumerate(loader, start=1):
-            good = [(name, found) for name, found in batch if isinstance(found, OpenedPhoto)]
-            changes.broken |= {name: found for name, found in batch if isinstance(found, ImageError)}
-            yield from self._add(good, listed, files)
-            changes.encoded += len(good)
-            changes.tagged += sum(found.tagged for _, found in good)
-            bar.update(len(batch))
-            if number == 1:
-                first = time.monotonic()  # what came before was mostly start-up
-            elif number == 2:
-                minutes = (time.monotonic() - first) * (len(loader) - 1) / 60
-                logger.info(f"index: about {max(minutes, 0.1):.1f} minutes for {len(names)} photographs")
-            if time.monotonic() - saved > SECONDS_PER_SAVE:
-                files.save()
-                saved = time.monotonic()
-        bar.close()
+        with tqdm(total=len(names), desc="photographs", unit="image", dynamic_ncols=True, disable=not names) as bar:
+            for number, batch in enumerate(loader, start=1):
+                good = [(name, found) for name, found in batch if isinstance(found, OpenedPhoto)]
+                changes.broken |= {name: found for name, found in batch if isinstance(found, ImageError)}
+                yield from self._add(good, listed, files)
+                changes.encoded += len(good)
+                changes.tagged += sum(found.tagged for _, found in good)
+                bar.update(len(batch))
+                if number == 1:
+                    first = time.monotonic()  # what came before was mostly start-up
+                elif number == 2:
+                    minutes = (time.monotonic() - first) * (len(loader) - 1) / 60
+                    logger.info(f"index: about {max(minutes, 0.1):.1f} minutes for {len(names)} photographs")
+                if time.monotonic() - saved > SECONDS_PER_SAVE:
+                    files.save()
+                    saved = time.monotonic()
 
     def _add(
         self, good: list[tuple[str, OpenedPhoto]], listed: dict[str, Photo], files: RowFiles

@@ -49,11 +49,8 @@ class RowFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with _writing(self.place), self.tokens, self.lines:  # closing writes as well
             self.save()
-        finally:
-            self.tokens.close()
-            self.lines.close()
 
     def add(self, name: str, photo: Photo, size: tuple[int, int], tokens: np.ndarray) -> int:
         """Add the tokens (Q, E), float16, of a photograph -> the number of its row."""
