@@ -1,7 +1,9 @@
 """How a script ends: one line for bad input, whatever characters stand in it."""
 
+import argparse
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 from paths import TOOLS
 from training_flags import ENVIRONMENT, command, training_flags
 
-from sprc.core.command_line import run_main
+from sprc.core.command_line import non_negative_int, positive_int, run_main
 from sprc.core.errors import InputError
 from sprc.core.logs import as_flags
 
@@ -136,3 +138,18 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch, capsys):
     for good in ("", "30"):
         monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", good)
         run_main(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "says"),
+    [
+        (positive_int, "ten", "must be a whole number, not 'ten'"),
+        (positive_int, "1.5", "must be a whole number, not '1.5'"),
+        (positive_int, "0", "must be at least 1, not 0"),
+        (non_negative_int, "", "must be a whole number, not ''"),
+        (non_negative_int, "-1", "must be at least 0, not -1"),
+    ],
+)
+def test_what_is_no_whole_number_is_said_without_the_name_of_a_function(parse, text, says):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{re.escape(says)}$"):
+        parse(text)
