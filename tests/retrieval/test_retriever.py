@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,65 @@ def test_the_reference_is_no_result_unless_it_is_asked_for(retriever, data, tmp_
     assert len(retriever.search(Image.open(copy), "the same", count)) == count
 
 
+def test_a_link_to_a_photograph_is_that_photograph(retriever, data, tmp_path):
+    link = tmp_path / "link.png"
+    link.symlink_to(data / "dev" / REFERENCE)
+    assert REFERENCE not in [result.name for result in retriever.search(link, "the same", len(retriever.gallery) - 1)]
+
+
+@pytest.mark.parametrize("name", ["~nobody.png", "~/a.png"])
+def test_a_name_may_begin_with_a_tilde(checkpoint, data, tmp_path, name):
+    for place in (name, "b.png"):
+        (tmp_path / "photos" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / "dev" / REFERENCE, tmp_path / "photos" / place)
+    retriever = Retriever.from_checkpoint(checkpoint, num_workers=0)
+    retriever.index(tmp_path / "photos", tmp_path / "index")
+    assert [result.name for result in retriever.search(name, "the same", 1)] == ["b.png"]
+
+
+def test_a_path_that_the_system_refuses_is_named(retriever):
+    with pytest.raises(InputError, match=r"aaa cannot be read \(File name too long\)"):
+        retriever.search("a" * 300, "the same", 1)
+
+
+def test_no_query_has_no_results(retriever):
+    assert retriever.search_batch([], []) == []
+
+
+@pytest.mark.parametrize(("folder", "says"), [("nowhere", "no folder"), ("", "has none of the photographs")])
+def test_a_folder_without_the_photographs_is_refused_and_the_index_stays_open(retriever, tmp_path, folder, says):
+    before, photos = retriever.gallery, retriever.photos
+    with pytest.raises(InputError, match=f"{says}.*`photos`"):
+        retriever.open(before.path, tmp_path / folder)
+    assert (retriever.gallery, retriever.photos) == (before, photos)
+
+
+def test_an_engine_that_fails_leaves_the_index_before_open(checkpoint, data, tmp_path):
+    retriever = Retriever.from_checkpoint(checkpoint, num_workers=0)
+    retriever.index(data / "dev", tmp_path / "dev")
+    retriever.index(data / "test1", tmp_path / "test")
+    retriever.open(tmp_path / "dev")
+    retriever.config = replace(retriever.config, engine="milvus")
+    with pytest.raises(InputError, match="needs `uri`"):
+        retriever.open(tmp_path / "test")
+    assert retriever.gallery is retriever.engine.gallery
+    assert retriever.search(data / "dev" / REFERENCE, "the same", 1)[0].name.startswith("dev")
+
+
+@pytest.mark.parametrize("engine", ["auto", "exact"])
+def test_an_address_without_milvus_is_refused(index, engine):
+    with pytest.raises(InputError, match="`uri` has no effect without `engine` milvus"):
+        config_of_index(index, {"engine": engine, "uri": "rows.db"})
+
+
+def test_lists_that_cannot_be_made_are_refused_before_anything_is_encoded(checkpoint, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("sprc.retrieval.retriever.find_spec", lambda name: None)
+    retriever = Retriever.from_checkpoint(checkpoint, num_workers=0, ivf="always")
+    with pytest.raises(InputError, match="`ivf` always needs faiss: pip install"):
+        retriever.index(data / "dev", tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 def test_more_results_than_photographs_are_refused(retriever):
     with pytest.raises(InputError, match="`top_k` is 24: the index has 23 photographs, without the reference"):
         retriever.search(REFERENCE, "the same", 24)
@@ -125,6 +185,17 @@ def test_a_sentence_that_the_model_cannot_read_is_refused(retriever):
         InputError, match="the model knows no word of '把圆变成红色': write the sentence in its language"
     ):
         retriever.search(REFERENCE, "把圆变成红色", 1)
+
+
+def test_a_sentence_that_is_no_text_is_refused(retriever):
+    with pytest.raises(InputError, match=r"the sentence 'red \\udcff' is not valid UTF-8"):
+        retriever.search(REFERENCE, "red \udcff", 1)
+
+
+def test_a_long_word_is_named_by_its_start(retriever, caplog):
+    retriever.search(REFERENCE, "red " + "圆" * 10_000, 1)
+    assert "圆" * 40 + ": the rest of the sentence counts" in caplog.text
+    assert len(caplog.text) < 1000
 
 
 def test_words_and_tokens_that_are_not_read_are_said(retriever, caplog):

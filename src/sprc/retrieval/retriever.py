@@ -16,6 +16,7 @@ from lavis.processors.rgb import as_rgb
 from sprc.core.command_line import absolute
 from sprc.core.errors import InputError
 from sprc.core.machine_faults import explained
+from sprc.core.reading import readable
 from sprc.core.runtime import Runtime, choose_runtime
 from sprc.data.images import naming_image, open_rgb
 from sprc.data.preprocess import Preprocess
@@ -85,6 +86,8 @@ class Retriever:
         Raises InputError as `update_index`.
         """
         place = absolute(path)
+        if self.config.ivf == "always" and find_spec("faiss") is None:
+            raise InputError('`ivf` always needs faiss: pip install "sprc-regions[index]"')
         with explained(f"{self.config.batch_size} photographs at a time are too much: lower `batch_size`"):
             changes = update_index(absolute(folder), place, self._token_maker())
         gallery = self.open(place)
@@ -109,16 +112,17 @@ class Retriever:
     def open(self, path: str | Path, photos: str | Path | None = None) -> Gallery:
         """Open the index at `path`; `photos` is the folder of its photographs, if that has moved.
 
-        Raises InputError for what is no whole index, or one of another model.
+        Raises InputError for what is no whole index, one of another model, or a folder with none of its photographs;
+        the index that was open then stays so.
         """
         gallery = Gallery(absolute(path))
         if not gallery.maker.same_as(self.maker):
             raise InputError(
                 f"the index {gallery.path} is of {gallery.maker}, not of {self.maker}: give the weights that made it"
             )
-        self._gallery = gallery
+        moved = None if photos is None else _folder_of(gallery, absolute(photos))
         self.engine: Engine = self._engine(gallery)
-        self._photos = None if photos is None else absolute(photos)
+        self._gallery, self._photos = gallery, moved
         return gallery
 
     @cached_property
@@ -193,6 +197,8 @@ class Retriever:
         if not 1 <= k <= len(self.gallery) - more:
             without = ", without the reference" if more else ""
             raise InputError(f"`top_k` is {k}: the index has {len(self.gallery) - more} photographs{without}")
+        if not images:
+            return []
         matches = search(self.gallery, self.engine, self.encode_queries(images, texts), k + more)
         return [
             self._results([match for match in row if match.position != position][:k])
@@ -249,18 +255,30 @@ class Retriever:
 
     def path_of(self, image: str | Path) -> Path:
         """The file of an image: a path that is there, or that of a name in the index."""
+        name = str(image)
+        is_name = self._gallery is not None and name in self._gallery.position_of
+        if is_name and not Path(name).exists():
+            return self.photos / name
         path = absolute(image)
-        if path.exists():
-            return path
-        if self._gallery is not None and str(image) in self._gallery.position_of:
-            return self.photos / str(image)
+        with readable(path):
+            if path.exists():
+                return path
         raise InputError(f"no image {image}: give a file, or the name of a photograph in the index")
 
     def position_of(self, image: ImageLike) -> int | None:
-        """The place of an image in the gallery, if its file is one of the photographs."""
+        """The place of an image in the gallery, if its file is one of the photographs, or a link to one."""
         if isinstance(image, Image.Image):
             return None
         path, photos = self.path_of(image), self.photos.resolve()
-        path = path.parent.resolve() / path.name  # the photograph itself may be a link
-        name = path.relative_to(photos).as_posix() if path.is_relative_to(photos) else ""
-        return self.gallery.position_of.get(name)
+        places = path.parent.resolve() / path.name, path.resolve()  # a photograph may itself be a link
+        names = [place.relative_to(photos).as_posix() for place in places if place.is_relative_to(photos)]
+        return next((self.gallery.position_of[name] for name in names if name in self.gallery.position_of), None)
+
+
+def _folder_of(gallery: Gallery, folder: Path) -> Path:
+    """The folder to which the photographs have moved. Raises InputError if none of them is there."""
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: give that of the photographs as `photos`")
+    if not any((folder / name).exists() for name in gallery.names):
+        raise InputError(f"{folder} has none of the photographs of {gallery.path}: give their folder as `photos`")
+    return folder

@@ -45,6 +45,8 @@ class RetrieverConfig(RuntimeOptions, ModelOptions, EngineOptions, IndexOptions,
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.uri is not None and self.engine != "milvus":
+            raise InputError("`uri` has no effect without `engine` milvus: give both, or neither")
 
 
 def config_of_checkpoint(path: str | Path, given: dict[str, Any]) -> RetrieverConfig:
