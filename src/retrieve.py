@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_path
-from sprc.core.errors import InputError
+from sprc.core.errors import InputError, printable
 from sprc.core.logs import show_logs
 from sprc.core.options import add_flags
 from sprc.retrieval.options import ImageOptions, ModelOptions, RuntimeOptions
@@ -135,12 +135,13 @@ def show_page(given: dict[str, Any]) -> None:
 
 def table_of(image: str, text: str, results: "list[Result]") -> str:
     lines = [f'{image} + "{text}"', "rank   score  image"]
-    return "\n".join(lines + [f"{result.rank:>4}  {result.score:6.4f}  {result.name}" for result in results])
+    lines += [f"{result.rank:>4}  {result.score:6.4f}  {result.name}" for result in results]
+    return "\n".join(map(printable, lines))
 
 
 def json_of(image: str, text: str, results: "list[Result]") -> str:
     answer = {"image": image, "text": text, "results": [result.as_dict() for result in results]}
-    return json.dumps(answer, indent=2, ensure_ascii=False)
+    return json.dumps(answer, indent=2)  # in ASCII, which every terminal and pipe has
 
 
 def run() -> None:

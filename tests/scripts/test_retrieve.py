@@ -1,6 +1,8 @@
 """The command that indexes and searches, from flags to files."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -43,6 +45,27 @@ def test_the_table_lists_the_results(place, capsys):
     assert out[-4:-2] == ['red.png + "make it green"', "rank   score  image"]
     for line, result in zip(out[-2:], results, strict=True):
         assert line.split() == [str(result.rank), f"{result.score:.4f}", result.name]
+
+
+def test_a_line_of_the_table_is_one_line_of_the_terminal(place, tmp_path, capsys):
+    reference = shutil.copy(place / "photos" / "red.png", tmp_path / "a\nb\x1b[2J.png")
+    search(place, image=str(reference), text="make it\ngreen")
+    out = capsys.readouterr().out
+    assert r'a\nb\x1b[2J.png + "make it\ngreen"' in out.splitlines()[-4] and "\x1b" not in out
+
+
+def test_json_is_in_ascii_which_any_terminal_has(place, tmp_path, capsys):
+    reference = shutil.copy(place / "photos" / "red.png", tmp_path / "é🙂.png")
+    search(place, "--json", image=str(reference))
+    out = capsys.readouterr().out
+    assert out.isascii() and json.loads(out)["image"] == str(reference)
+
+
+def test_a_page_shows_a_reference_whose_name_is_no_text(place, tmp_path):
+    reference = os.fsdecode(os.fsencode(tmp_path) + b"/\xff<b>.png")
+    shutil.copy(place / "photos" / "red.png", reference)
+    search(place, *words("--html", tmp_path / "found.html", "--png", tmp_path / "found.png"), image=reference)
+    assert r"\udcff&lt;b&gt;.png" in (tmp_path / "found.html").read_text()
 
 
 def test_json_is_all_that_stdout_has(place, capsys):

@@ -19,6 +19,11 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def printable(text: str) -> str:
+    """A text in one line of a terminal: line breaks, control characters and what is no character become escapes."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def shown(value) -> str:
     """A value out of a file, shortened for a message: it may be of any type and size."""
     return _short.repr(value)

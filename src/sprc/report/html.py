@@ -70,13 +70,13 @@ SWITCH = '<label><input type="checkbox" id="boxes" checked> boxes</label>'
 
 
 def html_page(row: SheetRow, found_by: str) -> str:
-    """The page of a query and its results; all texts are escaped.
+    """The page of a query and its results; all texts are escaped, and so are bytes of a file's name that are no text.
 
     Raises InputError for an image that cannot be read, by name.
     """
     found = [picture for line in row.results for picture in line.pictures]
     has_boxes = any(picture.regions for picture in (row.reference, *found))
-    return PAGE.substitute(
+    page = PAGE.substitute(
         title=escape(row.sentence),
         reference=_frame(row.reference),
         sentence=escape(row.sentence),
@@ -85,6 +85,7 @@ def html_page(row: SheetRow, found_by: str) -> str:
         results="".join(map(_item, found)),
         found_by=escape(found_by),
     )
+    return page.encode(errors="backslashreplace").decode()
 
 
 def _item(picture: Picture) -> str:
