@@ -208,3 +208,27 @@ def test_a_full_disk_is_one_line_also_when_the_files_are_closed(tmp_path):
         files.tokens = os.fdopen(os.open("/dev/full", os.O_RDWR), "r+b")
         files.add("a.png", Photo(1, 1), (4, 3), np.zeros((TOKENS, WIDTH), np.float16))
     assert files.tokens.closed and files.lines.closed
+
+
+def test_links_to_folders_are_not_followed_and_that_is_said(photos, tmp_path, caplog):
+    paint(tmp_path / "others" / "e.png", (1, 2, 3))
+    (photos / "linked").symlink_to(tmp_path / "others")
+    (photos / "loop").symlink_to(photos)
+    update_index(photos, tmp_path / "index", colour_maker())
+    assert f"1 links to folders are not followed, first {photos / 'linked'}" in caplog.text
+    assert_holds(tmp_path / "index", photos, COLOURS)
+
+
+def test_what_has_gone_is_told_once(photos, tmp_path):
+    update_index(photos, tmp_path / "index", colour_maker())
+    (photos / "a.png").unlink()
+    paint(photos / "b.jpg", (1, 2, 3), (30, 30))
+    assert [update_index(photos, tmp_path / "index", colour_maker()).dropped for _ in range(3)] == [2, 0, 0]
+
+
+def test_a_name_breaks_no_line(photos, tmp_path):
+    for name in ("new\nline.png", "\x1b[31mred.png", "图片.png"):
+        (photos / name).touch()
+    text = str(update_index(photos, tmp_path / "index", colour_maker()))
+    assert len(text.splitlines()) == 2 and "\x1b" not in text
+    assert r"new\nline.png (it is empty" in text and r"\x1b[31mred.png" in text and "图片.png" in text

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from sprc.core.errors import ImageError, InputError
+from sprc.core.errors import ImageError, InputError, printable
 from sprc.core.files import made_and_held
 from sprc.data.images import NOT_APPLIED
 from sprc.data.loader_workers import prepare_worker
@@ -63,7 +63,7 @@ class Changes:
         words = f"{self.kept + self.encoded} photographs: {self.encoded} encoded, {self.kept} kept"
         words += f", {self.dropped} no longer there or changed" if self.dropped else ""
         if self.broken:
-            first = "; ".join(f"{name} ({error})" for name, error in list(self.broken.items())[:SHOWN])
+            first = "; ".join(f"{printable(name)} ({error})" for name, error in list(self.broken.items())[:SHOWN])
             words += f"\n{len(self.broken)} more cannot be read and are left out, first {first}"
         if self.tagged:
             words += f"\n{self.tagged} of the encoded ones carry an EXIF orientation. {NOT_APPLIED}"
@@ -115,6 +115,11 @@ def _compact(folder: IndexFolder, number: int, make: TokenMaker) -> None:
     folder.remove_other_data(number + 1)
 
 
+def _listed(files: RowFiles, known: dict[str, int]) -> set[int]:
+    """The good rows of the gallery as it was; of one that was never written, all good rows."""
+    return set(known.values()) & set(files.listed.rows.tolist()) if files.listed is not None else set(known.values())
+
+
 class _Build:
     """One build: the rows that are good already, and what is added to them."""
 
@@ -127,7 +132,7 @@ class _Build:
             kept = {name: row for name, row in known.items() if files.rows[row].photo == listed.get(name)}
             wanted = [name for name in listed if name not in kept]
             self._require_space(len(wanted))
-            changes = Changes(kept=len(kept), dropped=len(known) - len(kept))
+            changes = Changes(kept=len(kept), dropped=len(_listed(files, known) - set(kept.values())))
             for name, row in self._encoded(wanted, listed, files, changes):
                 kept[name] = row
         self._finish([kept[name] for name in listed if name in kept], changes)
@@ -138,7 +143,7 @@ class _Build:
         if not gallery:
             name, error = next(iter(changes.broken.items()))
             raise InputError(
-                f"none of the {len(changes.broken)} photographs in {self.photos} can be read: {name} ({error})"
+                f"none of the {len(changes.broken)} photographs in {self.photos} can be read: {printable(name)} ({error})"
             )
         self.folder.write_gallery(self.number, np.array(gallery))
 
@@ -188,5 +193,7 @@ class _Build:
         stored = tokens.to(torch.float16).cpu().numpy()
         for (name, found), row in zip(good, stored, strict=True):
             if not np.isfinite(row).all():
-                raise InputError(f"the model gives no numbers for the photograph {name}: use `precision` fp32")
+                raise InputError(
+                    f"the model gives no numbers for the photograph {printable(name)}: use `precision` fp32"
+                )
             yield name, files.add(name, listed[name], found.size, row)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sprc.core.errors import ImageError, InputError
+from sprc.core.errors import ImageError, InputError, printable
 from sprc.data.image_files import IMAGE_SUFFIXES, is_text
 from sprc.data.images import is_tagged, open_rgb, orientation
 
@@ -38,15 +38,18 @@ class OpenedPhoto:
 def list_photos(folder: Path) -> dict[str, Photo]:
     """Name -> file of every photograph below a folder, sorted by name; a name is its path from there, with `/`.
 
-    Files of other kinds are counted in the log. Hidden folders and files are left out. Raises InputError if the folder
-    is missing or holds no photograph, if a folder in it cannot be listed, or if a name is not valid UTF-8.
+    Files of other kinds and links to folders are left out, and counted in the log. Hidden folders and files are left
+    out. Raises InputError if the folder is missing or holds no photograph, if a folder in it cannot be listed, or if a
+    name is not valid UTF-8.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: give the folder of the photographs")
     found: dict[str, Photo] = {}
     others: Counter[str] = Counter()
+    linked: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        linked += (path for path in (Path(parent, name) for name in folders) if _leads_elsewhere(path, folder))
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 found[_name(path, folder)] = _photo(path)
@@ -54,10 +57,22 @@ def list_photos(folder: Path) -> dict[str, Photo]:
                 others[path.suffix.lower() or "no suffix"] += 1
     if not found:
         raise InputError(f"{folder} holds no photograph ({', '.join(IMAGE_SUFFIXES)}): give the folder that holds them")
+    _say_what_is_left_out(folder, others, linked)
+    return dict(sorted(found.items()))
+
+
+def _leads_elsewhere(path: Path, folder: Path) -> bool:
+    """Whether this is a link to a folder, but not to one that the link lies in: it would lead round and round."""
+    return path.is_symlink() and not folder.resolve().is_relative_to(path.resolve())
+
+
+def _say_what_is_left_out(folder: Path, others: Counter[str], linked: list[Path]) -> None:
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         logger.info(f"{others.total()} files in {folder} are of other kinds and are left out: {kinds}")
-    return dict(sorted(found.items()))
+    if linked:
+        first = printable(str(linked[0]))
+        logger.warning(f"{len(linked)} links to folders are not followed, first {first}: index the folder that has all")
 
 
 def _refuse(error: OSError) -> None:
