@@ -42,7 +42,7 @@ class Gallery:
 
     def damage(self) -> InputError:
         """What to say of tokens that are damaged."""
-        return InputError(f"{self.data_folder / 'tokens.bin'} is damaged: {AGAIN}; it encodes anew what is damaged")
+        return InputError(f"{self.data_folder / 'tokens.bin'} is damaged: {AGAIN}; it encodes again what is damaged")
 
     def __len__(self) -> int:
         return len(self.rows)

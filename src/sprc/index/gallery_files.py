@@ -7,7 +7,7 @@
     data-<number>/
         tokens.bin    (R, Q, E) float16: the target tokens of one image after another, L2-normalised
         rows.jsonl    R lines: name, file size and time, (width, height) in pixels, CRC-32 of the tokens
-        gallery.npy   (N,) int64: the rows of the gallery's images, in the order of their names; behind them the size
+        gallery.npy   (N,) int64: the rows of the gallery's images, in the order of their names; after them the size
                       of rows.jsonl, its CRC-32, and the CRC-32 of all that, by which damage is found
 
 Rows are only ever added: tokens first, then the lines that name them, then the gallery. So whatever ends a build, all

@@ -19,7 +19,7 @@ def readable_sentence(text: str, process: Callable[[str], str], model: Blip2Qfor
     Raises InputError for a sentence that is empty, or of whose words the vocabulary has none.
     """
     if not is_text(text):
-        raise InputError(f"the sentence {text[:80]!a} is not valid UTF-8: write `text` anew")
+        raise InputError(f"the sentence {text[:80]!a} is not valid UTF-8: write `text` again")
     sentence = process(text)
     if not sentence:
         raise InputError("the sentence is empty: write in `text` what is to be different")

@@ -98,7 +98,7 @@ class Page:
     def _add_answer(self) -> None:
         with gr.Row(elem_id="turns-head"):
             gr.HTML("<h2>Turns</h2>", padding=False)
-            self.anew = gr.Button("Start over", size="sm", scale=0, min_width=110, elem_id="anew")
+            self.start_over = gr.Button("Start over", size="sm", scale=0, min_width=110, elem_id="start-over")
         self.history = gr.Gallery(
             show_label=False, allow_preview=False, object_fit="cover", buttons=[], interactive=False,
             elem_id="history", elem_classes="cells", height="auto", container=False,
@@ -138,7 +138,7 @@ class Page:
         using = step(self.use.click, calls.use, [self.session], [self.session, *reference, self.sentence])
         using.then(None, js=FOCUS)
         step(self.history.select, calls.go_back, [self.session, *switches], [*answer, *reference, self.sentence])
-        step(self.anew.click, calls.start_over, [], [*answer, *reference, self.sentence])
+        step(self.start_over.click, calls.start_over, [], [*answer, *reference, self.sentence])
 
     def _connect_listing(self) -> None:
         calls, listed = self.calls, [self.listing, self.cells, self.line, self.back, self.on]
