@@ -91,6 +91,13 @@ def test_the_winning_token_is_that_of_the_model(retriever):
     assert cosines.max().item() == pytest.approx(result.score, abs=1e-3)
 
 
+def test_a_result_that_has_gone_is_named(retriever):
+    found = retriever.search(REFERENCE, "add a red circle", k=2)
+    gone = replace(found[1], path=found[1].path.with_name("gone.png"))
+    with pytest.raises(InputError, match=r"the photograph .*gone\.png has gone: run the command index again"):
+        retriever.look([found[0], gone])
+
+
 def test_the_heat_map_is_that_of_the_winning_token(retriever):
     results = retriever.search(REFERENCE, "add a red circle", k=3)
     side = retriever.model.config.vision.grid_size

@@ -222,6 +222,9 @@ class Retriever:
         maps: list[np.ndarray] = []
         for first in range(0, len(results), self.config.batch_size):
             part = results[first : first + self.config.batch_size]
+            gone = next((result for result in part if not result.path.exists()), None)
+            if gone is not None:
+                raise InputError(f"the photograph {gone.path} has gone: run the command index again")
             attention = self.model.token_attention(self.encode_images([result.path for result in part]))  # (B, Q, g, g)
             maps += [attention[i, result.token].cpu().numpy() for i, result in enumerate(part)]
         return maps
