@@ -138,7 +138,7 @@ show_results() {
 
 # Prints the commands that search the validation images with the run's best model, for the first query of the split.
 say_search() {
-  local index="$DATA/search_index" query
+  local index="$RUN/search_index" query # of this model: an index is of one alone
   query="$("$PYTHON" -c 'import json, sys
 first = json.load(open(sys.argv[1], encoding="utf-8"))[0]
 print(first["reference"] + ".png", first["caption"], sep="\n")' "$SEARCHED/cirr/captions/cap.rc2.val.json")"
@@ -146,7 +146,7 @@ print(first["reference"] + ".png", first["caption"], sep="\n")' "$SEARCHED/cirr/
   printf ' %q' "$PYTHON" "$ROOT/src/retrieve.py" index "$SEARCHED/dev" --model-path "$RUN/$BEST" --output "$index"
   printf '\n '
   printf ' %q' "$PYTHON" "$ROOT/src/retrieve.py" search "$index" --image "${query%%$'\n'*}" --text "${query#*$'\n'}" \
-    --html "$DATA/found.html"
+    --html "$RUN/found.html"
   printf '\n'
 }
 
