@@ -10,7 +10,7 @@ from sprc.core.errors import InputError, printable
 from sprc.core.logs import show_logs
 from sprc.core.options import add_flags
 from sprc.retrieval.options import ImageOptions, ModelOptions, RuntimeOptions
-from sprc.retrieval.retriever_options import EngineOptions, IndexOptions
+from sprc.retrieval.search_options import EngineOptions, IndexOptions
 
 if TYPE_CHECKING:
     from sprc.report.regions import PhotoRegions

@@ -143,7 +143,7 @@ def test_wrong_flags_are_answered():
         cirr_test_submission.main(["--model-path", "nowhere.pt", "--rerank", "False"])
 
 
-@pytest.mark.parametrize("script", ["blip_fine_tune_2", "blip_validate", "cirr_test_submission"])
+@pytest.mark.parametrize("script", ["blip_fine_tune_2", "blip_validate", "cirr_test_submission", "retrieve"])
 def test_help_needs_no_heavy_import(script):
     code = f"import sys, {script}; {script}.build_parser().format_help(); print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=SOURCE, capture_output=True, text=True, check=True)
@@ -190,7 +190,7 @@ def test_real_annotations_from_training_to_submission(shared, small_yaml, tmp_pa
     assert [len(read_submission(path)) for path in cirr_test_submission.main(flags)] == [4148 + 2, 4148 + 2]
 
 
-@pytest.mark.parametrize("script", ["blip_fine_tune_2", "blip_validate", "cirr_test_submission"])
+@pytest.mark.parametrize("script", ["blip_fine_tune_2", "blip_validate", "cirr_test_submission", "retrieve"])
 def test_an_installed_lavis_is_not_taken(tmp_path, script):
     """Where salesforce-lavis is installed, or on PYTHONPATH, the scripts take the package that lies beside them."""
     (tmp_path / "lavis").mkdir()

@@ -9,32 +9,9 @@ from sprc.core.errors import InputError, shown
 from sprc.core.options import check_options, option
 from sprc.core.reading import is_file_name
 from sprc.index.gallery_files import CHECKPOINT, IndexFolder
-from sprc.index.names import ENGINES, IVF_FROM
 from sprc.retrieval.checkpoint_run import checked_settings, kept_backbone, settings_of_run
 from sprc.retrieval.options import ImageOptions, ModelOptions, RuntimeOptions, is_yaml
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexOptions:
-    """How an index is made."""
-
-    batch_size: int = option("photographs at a time", default=32, above=0)
-    ivf: str = option(
-        f"make lists by which a search is faster and not always exact; auto: from {IVF_FROM:,} photographs on, if faiss"
-        " is installed",
-        default="auto",
-        choices=("auto", "always", "never"),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What searches an index."""
-
-    engine: str = option(
-        "auto: the lists if the index has them, else faiss or torch, which are exact", default="auto", choices=ENGINES
-    )
-    uri: str | None = option("milvus: the address of a server, or the name of a file that ends in .db")
+from sprc.retrieval.search_options import EngineOptions, IndexOptions
 
 
 @dataclass(frozen=True, kw_only=True)
