@@ -7,7 +7,7 @@ from matplotlib.colors import same_color
 
 from sprc.core.errors import InputError
 from sprc.core.files import append_csv
-from sprc.report.curves import MOST_PANELS, plot_runs, read_runs
+from sprc.report.curves import BOX, MOST_PANELS, plot_runs, read_runs
 
 
 def make_run(folder, epochs=3, **more):
@@ -54,14 +54,29 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert [run.label for run in read_runs(runs[:1])] == ["run"]
 
 
-@pytest.mark.parametrize("name", ["_hidden", "$\\frac$ $", "圆形", "x" * 200])
+@pytest.mark.parametrize("name", ["_hidden", "$\\frac$ $", "圆形", "🙂", "x" * 200])
+@pytest.mark.filterwarnings("error")
 def test_any_name_is_drawn_as_it_is(tmp_path, name):
-    figure = plot_runs(read_runs([make_run(tmp_path / name, 2)]))
+    """A character that no font of this system has is a box."""
+    figure = plot_runs(read_runs([make_run(tmp_path / name, 2, **{name: 1.0})]))
     with open(tmp_path / "plot.png", "wb") as file:
         figure.savefig(file, format="png")
     (text,) = figure.legends[0].get_texts()
-    drawn = text.get_text().replace("\\$", "$").strip()
-    assert drawn == name or (len(name) == 200 and "…" in drawn)
+    for drawn in (text.get_text(), list(panels(figure))[2]):
+        drawn = drawn.replace("\\$", "$").strip()
+        assert drawn in (name, BOX * len(name)) or (len(name) == 200 and ("…" in drawn or drawn == name))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [("1e308", "-1e308"), ("nan", "inf"), ("1e200", "1")])
+def test_what_is_too_large_to_draw_is_a_gap(tmp_path, values):
+    run = make_run(tmp_path / "run", 1)
+    (run / "train_metrics.csv").write_text("epoch,loss\n" + "".join(f"{n},{v}\n" for n, v in enumerate(values)))
+    figure = plot_runs(read_runs([run]))
+    with open(tmp_path / "plot.png", "wb") as file:
+        figure.savefig(file, format="png")
+    drawn = panels(figure)["loss"].lines[0].get_ydata()
+    assert [str(value) for value in drawn] == ["1.0" if value == "1" else "nan" for value in values]
 
 
 def test_columns_can_be_chosen(tmp_path):

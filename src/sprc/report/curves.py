@@ -1,5 +1,6 @@
 """Curves of runs: losses and metrics over the epochs, from the CSV files in the folders of the runs."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +10,25 @@ from typing import TYPE_CHECKING
 
 from sprc.core.errors import InputError, shown
 from sprc.core.reading import read_csv
-from sprc.report.fonts import font_for, plain, shorten
+from sprc.report.fonts import characters_of, font_for, plain, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
 TRAINING, VALIDATION = "train_metrics.csv", "validation_metrics.csv"
 FIX = "give the folder of a run that has trained and validated an epoch, with its files as they were written"
 COLUMNS, MOST_PANELS = 4, 48
 PANEL, SMALLEST_HEIGHT = (3.4, 2.2), 3.6  # inches
+BOX = "\u25a1"
+LARGEST = 1e100  # beyond it matplotlib finds no ticks
 LEGEND_WIDTH = 600  # pixels of a run's name at 12 pixels of height
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over epochs, in the order of the file."""
+    """Values over epochs, in the order of the file; NaN stands for what cannot be drawn."""
 
     epochs: list[float]
     values: list[float]
@@ -65,7 +69,8 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 def _number(text: str, name: str, place: str) -> float:
     try:
-        return float(text)
+        value = float(text)
+        return value if abs(value) < LARGEST else math.nan
     except ValueError as error:
         raise InputError(f"{place}: {shown(name)} is {shown(text)}, not a number: {FIX}") from error
 
@@ -114,7 +119,8 @@ def _draw(axes: "Axes", title: str, curves: list[Curve | None]) -> None:
     for number, curve in enumerate(curves):
         if curve is not None:
             axes.plot(curve.epochs, curve.values, marker=".", color=_colour(number), linewidth=1.5)
-    axes.set_title(_literal(title), fontsize="medium", loc="left")
+    (text,), font = _drawable([title])
+    axes.set_title(text, loc="left", fontproperties=font)
     axes.set_xlabel("epoch", fontsize="small")
     axes.tick_params(labelsize="small")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -123,14 +129,22 @@ def _draw(axes: "Axes", title: str, curves: list[Curve | None]) -> None:
 
 
 def _add_legend(figure: "Figure", labels: list[str]) -> None:
-    """The runs' names above the panels, in a font that has their characters."""
-    from matplotlib.font_manager import FontProperties
+    """The runs' names above the panels."""
     from matplotlib.lines import Line2D
 
-    texts = [_literal(shorten(plain(label), font_for(label, 12), LEGEND_WIDTH)) for label in labels]
-    font = FontProperties(fname=str(font_for("".join(labels), 12).path), size="medium")
+    texts, font = _drawable([shorten(plain(label), font_for(label, 12), LEGEND_WIDTH) for label in labels])
     lines = [Line2D([], [], color=_colour(number), marker=".") for number in range(len(labels))]
     figure.legend(lines, texts, loc="outside upper left", prop=font, frameon=False)
+
+
+def _drawable(texts: list[str]) -> tuple[list[str], "FontProperties"]:
+    """Texts, and a font for matplotlib that has their characters; a box stands for one that no font has."""
+    from matplotlib.font_manager import FontProperties
+
+    path = Path(str(font_for("".join(texts), 12).path))
+    has = characters_of(path) | {" "}
+    known = ["".join(each if each in has else BOX for each in text) for text in texts]
+    return [*map(_literal, known)], FontProperties(fname=str(path), size="medium")
 
 
 def _colour(number: int) -> str:
