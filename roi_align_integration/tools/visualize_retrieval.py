@@ -72,6 +72,8 @@ def check_flags(kind: list[str] | None, against: Path | None, output: Path) -> N
         raise InputError(f"--output {output}: a sheet is a PNG file; give a name that ends in .png")
     if against is not None and kind is not None:
         raise InputError("--kind has no effect with --against, which draws queries won and lost: give one of them")
+    if against is not None and not against.is_file():
+        raise InputError(f"no checkpoint at {against}: give the path of a .pt file as --against")
 
 
 def place_of(kind: str, output: Path, is_alone: bool) -> Path:

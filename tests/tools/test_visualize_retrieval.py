@@ -121,7 +121,7 @@ def test_a_checkpoint_against_itself_draws_nothing(flags, checkpoints, capsys):
 def test_wrong_input_is_answered(flags, tmp_path):
     for more, says in (
         (["--output", "s.jpg"], r"ends in \.png"),
-        (["--against", str(tmp_path / "none.pt")], "no checkpoint at"),
+        (["--against", str(tmp_path / "none.pt")], "no checkpoint at .*as --against"),
         (["--against", "x.pt", "--kind", "best"], "--kind has no effect with --against"),
         (["--data-path", str(tmp_path / "none")], "no folder"),
     ):
