@@ -142,9 +142,8 @@ class _Build:
         self.folder.write_skipped((name, str(error)) for name, error in changes.broken.items())
         if not gallery:
             name, error = next(iter(changes.broken.items()))
-            raise InputError(
-                f"none of the {len(changes.broken)} photographs in {self.photos} can be read: {printable(name)} ({error})"
-            )
+            first = f"{printable(name)} ({error})"
+            raise InputError(f"none of the {len(changes.broken)} photographs in {self.photos} can be read: {first}")
         self.folder.write_gallery(self.number, np.array(gallery))
 
     def _require_space(self, images: int) -> None:
