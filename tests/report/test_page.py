@@ -186,7 +186,7 @@ def test_a_photograph_that_has_gone_is_an_empty_picture_and_a_message(calls, ask
     content = path.read_bytes()
     path.unlink()
     try:
-        with pytest.warns(UserWarning, match="No image"):
+        with pytest.warns(UserWarning, match="has gone: run the command index again"):
             answer = calls.switch(found, True, False)
         assert len(captions(answer[4])) == 3
         assert captions(calls.browse("", 0)[1])
