@@ -143,6 +143,18 @@ def test_a_damaged_file_is_refused_before_faiss_reads_it(gallery, name):
         IvfEngine(gallery)
 
 
+def test_numbers_of_tokens_that_are_none_are_damage(gallery):
+    """lists.bin is large and mapped: what is wrong in it is found when it is read."""
+    queries = queries_of(gallery)
+    build_ivf(gallery, queries)
+    file = gallery.data_folder / "ivf" / "lists.bin"
+    content, codes = bytearray(file.read_bytes()), 8 * len(gallery) * gallery.maker.tokens
+    content[-codes:] = np.full(codes // 8, 2**40, np.int64).tobytes()  # the numbers stand after the last list's codes
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"lists\.bin is damaged: remove .*ivf and build it again"):
+        search(gallery, IvfEngine(gallery), queries, 5)
+
+
 def test_a_head_that_lacks_something_is_refused(gallery):
     build_ivf(gallery, queries_of(gallery))
     file = gallery.data_folder / "ivf" / "ivf.json"

@@ -9,6 +9,7 @@ from sprc.index.scores import chunk_sizes, fill_scores
 
 HALF_AN_ULP = 2.0**-24  # of a float32 near 1
 TF32_ULP = 2.0**-10
+CACHED = 2**21  # numbers in float32, 8 MiB, that a CPU's cache may hold: twice as fast as parts of 64 MiB
 
 
 def rounding(width: int, device: torch.device) -> float:
@@ -44,6 +45,8 @@ class ExactEngine:
         """(B, E) -> (B, N), on the device."""
         maker, count = self.gallery.maker, len(self.gallery)
         at_once, images = chunk_sizes((count, maker.tokens, maker.width), 2, self.memory_mib / 2)
+        if self.device.type == "cpu":
+            images = min(images, max(1, CACHED // (maker.tokens * maker.width)))
         scores = torch.empty(len(queries), count, device=self.device)
         for start in range(0, count, images):
             stop = min(start + images, count)

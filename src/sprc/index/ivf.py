@@ -135,6 +135,8 @@ class IvfEngine:
             return self._tokens_in(query, lists[:, start :: self.threads], cosines[:, start :: self.threads], count)
 
         tokens = np.concatenate(list(self.pool.map(of_part, range(min(self.threads, probes)))))
+        if len(tokens) and tokens.max() >= len(self.gallery) * self.gallery.maker.tokens:
+            raise InputError(f"{self.gallery.data_folder / NAME / LISTS} is damaged: {_fix(self.gallery)}")
         return tokens[tokens >= 0]  # -1 where the lists have no more
 
     def _tokens_in(self, query: np.ndarray, lists: np.ndarray, cosines: np.ndarray, count: int) -> np.ndarray:
