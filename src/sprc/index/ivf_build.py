@@ -39,7 +39,7 @@ ROUNDS = 8  # of k-means
 AT_ONCE_BYTES = 2**25  # tokens in float32 that are held at a time
 BITS, BLOCK = 4, 32  # of a number, and codes that are scanned together
 ORDER = np.arange(16).reshape(2, 8).T.reshape(-1)  # 0, 8, 1, 9, 2, 10 and so on
-AIM = 0.9975  # of the recall on the queries that choose `probes`; others may then find a little less
+AIM = 0.9965  # of the recall on the queries that choose `probes`; others may then find a little less
 
 
 def build_ivf(gallery: Gallery, queries: np.ndarray, exact: Engine | None = None) -> IvfHead:
