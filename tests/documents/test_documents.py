@@ -31,7 +31,8 @@ ELSEWHERE = ("data/", "models/", "cirr_dataset/", "fashionIQ_dataset/", "hub_fol
 LONG = ("auto_train_with_boxes.sh", "train_with_roi_align.sh", "blip_fine_tune_2.py", "blip_validate.py", "run.sh",
         "cirr_test_submission.py", "get_weights.py", "convert_weights.py", "compare_with_lavis.py",
         "make_demo_dataset.py", "benchmark_metrics.py", "benchmark_region_cost.py", "benchmark_speed.py",
-        "benchmark_regions.py", "benchmark_search.py")  # fmt: skip
+        "benchmark_regions.py", "benchmark_search.py",
+        "plot_metrics.py")  # fmt: skip
 SUBCOMMANDS = {"src/retrieve.py": ("index", "search", "page")}
 TOOL_FOLDERS = ("benchmarks", "boxes", "weights")
 SECTIONS = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
