@@ -265,11 +265,12 @@ def test_a_signal_to_the_whole_group_saves_as_well(demo, small_yaml, tmp_path, n
 
 @pytest.mark.integration
 def test_a_worker_ends_with_its_parents_signal_alone():
-    context = multiprocessing.get_context("fork")
+    """The worker is spawned: a fork would have the threads that packages of other tests start again in a child."""
+    context = multiprocessing.get_context("spawn")
     ready = context.Event()
     worker = context.Process(target=_wait_as_worker, args=(ready,))
     worker.start()
-    assert ready.wait(30)
+    assert ready.wait(60)
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process
     worker.join(0.3)
     assert worker.is_alive()
