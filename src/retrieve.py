@@ -10,14 +10,12 @@ from sprc.core.errors import InputError, printable
 from sprc.core.logs import show_logs
 from sprc.core.options import add_flags
 from sprc.retrieval.options import ImageOptions, ModelOptions, RuntimeOptions
-from sprc.retrieval.search_options import EngineOptions, IndexOptions
+from sprc.retrieval.search_options import PORT, EngineOptions, IndexOptions
 
 if TYPE_CHECKING:
     from sprc.report.regions import PhotoRegions
     from sprc.retrieval.results import Result
     from sprc.retrieval.retriever import Retriever
-
-PORT = 7860
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sprc.core.command_line import HelpFormatter, run_main, user_path
-from sprc.core.errors import InputError
+from sprc.core.command_line import HelpFormatter, require_png, run_main, user_path
 from sprc.core.files import atomic_writer
 from sprc.core.places import REPOSITORY
 
@@ -22,8 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> Path:
     """Write the plot; returns its path. Raises InputError if a CSV file is missing or broken."""
     args = build_parser().parse_args(argv)
-    if args.output.suffix.lower() != ".png":
-        raise InputError(f"--output {args.output}: the plot is a PNG file; give a name that ends in .png")
+    require_png(args.output, "the plot")
     from sprc.report.curves import plot_runs, read_runs  # heavy: fonts
 
     figure = plot_runs(read_runs(args.runs), args.metrics)

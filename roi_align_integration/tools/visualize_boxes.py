@@ -5,9 +5,8 @@ from pathlib import Path
 
 from lavis.datasets.region_boxes import load_boxes
 from sprc.boxes import drawing
-from sprc.core.command_line import HelpFormatter, positive_int, run_main, user_path
+from sprc.core.command_line import HelpFormatter, positive_int, require_png, run_main, user_path
 from sprc.core.errors import InputError
-from sprc.core.files import atomic_writer
 from sprc.core.places import REPOSITORY
 from sprc.data.image_files import folder_images
 
@@ -36,8 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> Path:
     """Write the contact sheet; returns its path. Raises InputError if a file or a name is missing or wrong."""
     args = build_parser().parse_args(argv)
-    if args.output.suffix.lower() != ".png":
-        raise InputError(f"--output {args.output}: the sheet is a PNG file; give a name that ends in .png")
+    require_png(args.output, "the sheet")
     from sprc.data.preprocess import build_preprocess  # heavy: torch
 
     preprocess = build_preprocess(args.transform, args.target_ratio, drawing.FRAME)
@@ -52,8 +50,7 @@ def main(argv: list[str] | None = None) -> Path:
         "lower --max-images",
     )
     sheet = drawing.contact_sheet(panels, args.columns)
-    with atomic_writer(args.output) as file:
-        sheet.save(file, "PNG")
+    drawing.save_png(sheet, args.output)
     print(f"{len(panels)} images drawn: {args.output}")
     return args.output
 

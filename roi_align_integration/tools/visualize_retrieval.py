@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path
+from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, require_png, run_main, user_path
 from sprc.core.errors import InputError
-from sprc.core.files import atomic_writer
 from sprc.core.options import require_given
 from sprc.core.places import REPOSITORY
 from sprc.retrieval.checkpoint_run import evaluation_config
@@ -68,8 +67,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def check_flags(kind: list[str] | None, against: Path | None, output: Path) -> None:
     """Raise InputError for flags that do not go together."""
-    if output.suffix.lower() != ".png":
-        raise InputError(f"--output {output}: a sheet is a PNG file; give a name that ends in .png")
+    require_png(output, "a sheet")
     if against is not None and kind is not None:
         raise InputError("--kind has no effect with --against, which draws queries won and lost: give one of them")
     if against is not None and not against.is_file():
@@ -82,8 +80,9 @@ def place_of(kind: str, output: Path, is_alone: bool) -> Path:
 
 
 def write(sheet: "Image.Image", path: Path) -> Path:
-    with atomic_writer(path) as file:
-        sheet.save(file, "PNG")
+    from sprc.boxes.drawing import save_png  # heavy: torch
+
+    save_png(sheet, path)
     print(f"sheet {path}")
     return path
 

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lavis.datasets.region_boxes import Region
 from sprc.core.errors import InputError
+from sprc.core.files import atomic_writer
 from sprc.data.images import MOST_PIXELS, naming_image, open_rgb
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#f032e6")
@@ -89,6 +90,12 @@ def blank_sheet(width: int, height: int, fix: str) -> Image.Image:
     if width * height > MOST_PIXELS:
         raise InputError(f"the sheet would have {width} x {height} pixels: {fix}")
     return Image.new("RGB", (width, height), "white")
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture. Raises InputError as `atomic_writer`."""
+    with atomic_writer(path) as file:
+        picture.save(file, "PNG")
 
 
 def bounded(panels: Iterable[Image.Image], fix: str) -> list[Image.Image]:

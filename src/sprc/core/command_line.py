@@ -160,6 +160,12 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def require_png(output: Path, what: str) -> None:
+    """Raise InputError for the `--output` of a script that writes `what`, if its name is that of another kind."""
+    if output.suffix.lower() != ".png":
+        raise InputError(f"--output {output}: {what} is a PNG file; give a name that ends in .png")
+
+
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     return _whole_number(text, 1)

@@ -68,16 +68,10 @@ def best_of(gallery: Gallery, query: np.ndarray, positions: np.ndarray, k: int |
     order = np.lexsort((tokens, -cosines, images))  # of each image: the winner first
     winners = order[np.unique(images[order], return_index=True)[1]]
     scores = cosines[winners].astype(np.float32)
-    best = winners[np.argsort(-scores, kind="stable")][:k]
-    return [
-        Match(*match)
-        for match in zip(
-            positions[images[best]].tolist(),
-            cosines[best].astype(np.float32).tolist(),
-            tokens[best].tolist(),
-            strict=True,
-        )
-    ]
+    order = np.argsort(-scores, kind="stable")[:k]
+    best = winners[order]
+    columns = positions[images[best]], scores[order], tokens[best]
+    return [Match(*match) for match in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _rough_cosines(gallery: Gallery, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -92,7 +86,8 @@ def _rough_cosines(gallery: Gallery, query: np.ndarray, positions: np.ndarray) -
 def _near_the_best(rough: np.ndarray, k: int | None, margin: float) -> tuple[np.ndarray, np.ndarray]:
     """(images, tokens), sorted: each image that may be among the k best, with its tokens that may be its best."""
     scores = rough.max(axis=1)
-    lowest = -np.inf if k is None else np.partition(scores, -min(k, len(scores)))[-min(k, len(scores))] - margin
+    kth = len(scores) if k is None else min(k, len(scores))
+    lowest = np.partition(scores, -kth)[-kth] - margin
     near = (rough >= scores[:, None] - margin) & (scores >= lowest)[:, None]
     images, tokens = near.nonzero()
     return images, tokens

@@ -27,8 +27,8 @@ def choose_engine(
     """The engine of a name of `ENGINES`; `uri` is for milvus, whose rows are written if they are not there.
 
     auto is the IVF if one is built for this gallery; on a CUDA device, for small galleries and without faiss the exact
-    engine of torch; else faiss. At 1,000 images faiss was measured to need half the time of torch for one query (7 and
-    13 ms), at 2,000 a quarter, and below both take a few ms.
+    engine of torch; else faiss. At 1,000 images faiss needs less than half of torch's time for one query (4 and 11 ms,
+    2 cores, benchmark_search.py on 2026-11-27), at 2,000 a quarter, and below both take a few ms.
 
     Raises InputError for an unknown name, a package that is not installed, a missing `uri`, and what an engine raises.
     """

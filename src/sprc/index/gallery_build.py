@@ -81,8 +81,9 @@ def update_index(photos: Path, path: Path, make: TokenMaker) -> Changes:
     with made_and_held(path, wait=False):
         folder.refuse_other_data()
         number = _head(folder, photos, make)
-        changes = _Build(folder, number, photos, make).run(listed)
-        if folder.count_rows(number) > 2 * len(listed):
+        build = _Build(folder, number, photos, make)
+        changes = build.run(listed)
+        if build.rows > 2 * len(listed):
             _compact(folder, number, make)
     return changes
 
@@ -121,10 +122,11 @@ def _listed(files: RowFiles, known: dict[str, int]) -> set[int]:
 
 
 class _Build:
-    """One build: the rows that are good already, and what is added to them."""
+    """One build: the rows that are good already, and what is added to them. `rows` counts all that are on the disk."""
 
     def __init__(self, folder: IndexFolder, number: int, photos: Path, make: TokenMaker):
         self.folder, self.number, self.photos, self.make = folder, number, photos, make
+        self.rows = 0
 
     def run(self, listed: dict[str, Photo]) -> Changes:
         with RowFiles(self.folder, self.number, self.make.maker) as files:
@@ -135,6 +137,7 @@ class _Build:
             changes = Changes(kept=len(kept), dropped=len(_listed(files, known) - set(kept.values())))
             for name, row in self._encoded(wanted, listed, files, changes):
                 kept[name] = row
+        self.rows = len(files.rows)
         self._finish([kept[name] for name in listed if name in kept], changes)
         return changes
 

@@ -186,9 +186,6 @@ class IndexFolder:
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}): {self.fix}") from error
 
-    def count_rows(self, number: int) -> int:
-        return len(self.read_rows(number))
-
     def find_gallery(self, number: int) -> "Listed | None":
         """What `write_gallery` has written; None if it is not there, or damaged."""
         path = self.data(number) / "gallery.npy"

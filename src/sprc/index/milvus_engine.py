@@ -85,9 +85,8 @@ class MilvusEngine:
 
     def _of_query(self, query: np.ndarray, k: int) -> np.ndarray | None:
         margin = rounding(len(query), torch.device("cpu"))
-        margin += (
-            HALF_AN_ULP_OF_FLOAT16 if self.type == np.float16 else 0
-        )  # the query is rounded to the type of the rows
+        if self.type == np.float16:
+            margin += HALF_AN_ULP_OF_FLOAT16  # the query is rounded to the type of the rows
         return proven(lambda count: self._nearest(query, count), k, 2 * margin, len(self.gallery), GROUPS_AT_MOST)
 
     def _nearest(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

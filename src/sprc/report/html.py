@@ -24,7 +24,7 @@ PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light dark; --line: #8884; --mark: #2563eb; }
+:root { color-scheme: light dark; --mark: #2563eb; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
 .query { display: flex; gap: 2rem; align-items: center; flex-wrap: wrap; margin-bottom: 1.5rem; }
 .query .frame { width: 15rem; outline: 3px solid var(--mark); }
@@ -34,8 +34,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem
   list-style: none; }
 .frame { position: relative; }
 .frame img { display: block; width: 100%; height: auto; }
-.frame .heat, .frame svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.frame .heat, .frame svg { visibility: hidden; }
+.frame .heat, .frame svg { position: absolute; inset: 0; width: 100%; height: 100%; visibility: hidden; }
 body:has(#heat:checked) .heat, body:has(#boxes:checked) svg { visibility: visible; }
 .caption { font-size: .9rem; display: flex; gap: .5rem; align-items: baseline; margin: .4rem 0 0; }
 .rank { font-weight: 700; }

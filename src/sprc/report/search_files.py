@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from sprc.core.files import atomic_writer, write_atomically
+from sprc.boxes.drawing import save_png
+from sprc.core.files import write_atomically
 from sprc.report.heat_maps import HeatMap
 from sprc.report.html import html_page
 from sprc.report.pictures import Picture, Role
@@ -27,9 +28,7 @@ def write_files(row: SheetRow, files: dict[str, Path], found_by: str) -> None:
 
 
 def write_png(row: SheetRow, path: Path, found_by: str) -> None:
-    sheet = contact_sheet([row], "What was found", [found_by])
-    with atomic_writer(path) as file:
-        sheet.save(file, "PNG")
+    save_png(contact_sheet([row], "What was found", [found_by]), path)
 
 
 def write_html(row: SheetRow, path: Path, found_by: str) -> None:

@@ -62,6 +62,7 @@ class Retriever:
         self.process_sentence: Callable[[str], str]
         self.model, self.process_sentence = load_weights(config, config.model_path, self.runtime.device)
         self._gallery: Gallery | None = None
+        self.engine: Engine  # of the index that is open
         self._photos: Path | None = None
 
     @classmethod
@@ -93,7 +94,7 @@ class Retriever:
         gallery = self.open(place)
         if self._wants_lists(gallery):
             build_ivf(gallery, probe_queries(self), ExactEngine(gallery, self.config.memory_mib, self.runtime.device))
-            self.open(place)
+            self.engine = self._engine(gallery)
         return changes
 
     def _wants_lists(self, gallery: Gallery) -> bool:
@@ -121,7 +122,7 @@ class Retriever:
                 f"the index {gallery.path} is of {gallery.maker}, not of {self.maker}: give the weights that made it"
             )
         moved = None if photos is None else _folder_of(gallery, absolute(photos))
-        self.engine: Engine = self._engine(gallery)
+        self.engine = self._engine(gallery)
         self._gallery, self._photos = gallery, moved
         return gallery
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from sprc.core.options import option
 from sprc.index.names import ENGINES, IVF_FROM
 
+PORT = 7860  # of the page
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:

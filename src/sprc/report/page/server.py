@@ -13,10 +13,11 @@ from sprc.core.errors import InputError
 from sprc.core.stop_signals import Stopped, StopSignals
 from sprc.report.page.desk import RegionsOf
 from sprc.retrieval.retriever import Retriever
+from sprc.retrieval.search_options import PORT
 
 logger = logging.getLogger(__name__)
 
-HOST, PORT = "127.0.0.1", 7860
+HOST = "127.0.0.1"
 HOST_NAMES = [HOST, "localhost"]  # what a browser may call this server: another site's name is refused
 MOST_UPLOADED = "64mb"
 STATES = 200  # sessions that are kept in memory
