@@ -130,13 +130,19 @@ def test_a_partial_overlap_is_counted_and_none_is_an_error(tmp_path, caplog):
         regions_of(file, ["x", "y"], "CIRR train")
 
 
-def test_all_real_entries_load_in_under_a_second(shared):
+def test_all_real_entries_load_quickly(shared):
+    """In units of reading the JSON and making floats, so that a slow machine passes too; 0.7 s on a usual one."""
+    path = shared / "boxes" / "cirr_boxes_train.json"
     start = time.process_time()
-    boxes = load_boxes(shared / "boxes" / "cirr_boxes_train.json")
+    boxes = load_boxes(path)
     seconds = time.process_time() - start
-    print(f"{len(boxes)} entries in {seconds:.2f} s")
+    start = time.process_time()
+    plain = {name: [[float(v) for v in box] for box in found] for name, found in json.loads(path.read_text()).items()}
+    unit = time.process_time() - start
+    print(f"{len(boxes)} entries in {seconds:.2f} s, {seconds / unit:.1f} units")
     assert (len(boxes), sum(not regions for regions in boxes.values())) == (16939, 2672)
-    assert seconds < 1
+    assert boxes.keys() == plain.keys()
+    assert seconds < 15 * unit
 
 
 # --- from the raw image to the input frame ----------------------------------------------------------------------------
