@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,21 @@ def test_permuted_boxes_are_the_same_boxes_elsewhere():
     assert found != region_arms.permuted(BOXES, BoxSource(1, SOURCE.image_path))
 
 
+def test_boxes_on_background_touch_no_true_box():
+    rng = random.Random(0)
+    corners = [(rng.uniform(0, 0.6), rng.uniform(0, 0.6)) for _ in range(300)]
+    boxes = {
+        f"{i}": [Region((x, y, x + 0.35, y + 0.3)), Region((0.5, 0.5, 0.7, 0.7))] for i, (x, y) in enumerate(corners)
+    }
+    found = region_arms.on_background(boxes, SOURCE)
+    assert found == region_arms.on_background(boxes, SOURCE)
+    moved = [(a, b.box) for name in boxes for a in (r.box for r in found[name]) for b in boxes[name]]
+    assert all(0 <= a[0] < a[2] <= 1 and 0 <= a[1] < a[3] <= 1 for a, _ in moved)
+    assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in moved)
+    assert sum(map(len, found.values())) > 550
+    assert region_arms.on_background({"full": [Region((0.0, 0.0, 1.0, 1.0))]}, SOURCE) == {"full": []}
+
+
 def test_whole_image_and_grid_know_nothing_of_the_image():
     assert {str(regions) for regions in region_arms.whole_image(BOXES, SOURCE).values()} == {
         str([Region((0.0, 0.0, 1.0, 1.0))])
@@ -95,7 +111,7 @@ def test_box_files_are_made_once_and_load(demo, tmp_path):
     source = BoxSource(0, region_arms.image_paths(demo))
     assert region_arms.box_file_of("none", true_file, source, tmp_path) is None
     assert region_arms.box_file_of("tokens", true_file, source, tmp_path) == true_file
-    for name in ("permuted", "whole", "grid", "detector", "saliency"):
+    for name in ("permuted", "background", "whole", "grid", "detector", "saliency"):
         path = region_arms.box_file_of(name, true_file, source, tmp_path)
         assert load_boxes(path).keys() == load_boxes(true_file).keys()
         assert read_box_file(path).frame is None, "that of the true file, which does not say it"

@@ -1,7 +1,7 @@
 """The arms of a comparison of region losses: what each trains with, its box file, and the settings to tune it over."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from sprc.boxes.examples import grid_boxes
 from sprc.boxes.saliency import boxes_of_file
 from sprc.core.errors import InputError
 
+Box = tuple[float, float, float, float]
 Boxes = dict[str, list[Region]]
 WINNER = "compose"
 
@@ -102,6 +103,37 @@ def permuted(boxes: Boxes, source: BoxSource) -> Boxes:
     return {name: boxes[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
 
 
+def on_background(boxes: Boxes, source: BoxSource, tries: int = 20, smaller: float = 0.8) -> Boxes:
+    """Every box is moved at random to where no box of its image is, so that it holds background alone.
+
+    After `tries` places it is tried `smaller`. A box that finds no place at a tenth of its sides is left out.
+    """
+    rng = source.rng("background")
+    return {name: list(_moved_away(regions, rng, tries, smaller)) for name, regions in boxes.items()}
+
+
+def _moved_away(regions: list[Region], rng: random.Random, tries: int, smaller: float) -> Iterator[Region]:
+    taken = [region.box for region in regions]
+    for x1, y1, x2, y2 in taken:
+        scale = 1.0
+        while scale > 0.1:
+            places = (_somewhere((x2 - x1) * scale, (y2 - y1) * scale, rng) for _ in range(tries))
+            free = next((place for place in places if not any(_overlap(place, box) for box in taken)), None)
+            if free is not None:
+                yield Region(free)
+                break
+            scale *= smaller
+
+
+def _somewhere(width: float, height: float, rng: random.Random) -> Box:
+    x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+    return x, y, min(1.0, x + width), min(1.0, y + height)
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return max(a[0], b[0]) < min(a[2], b[2]) and max(a[1], b[1]) < min(a[3], b[3])
+
+
 def whole_image(boxes: Boxes, source: BoxSource) -> Boxes:
     """One box, the whole image."""
     return {name: [Region((0.0, 0.0, 1.0, 1.0))] for name in boxes}
@@ -160,6 +192,7 @@ WEIGHTS = {
 }
 BOX_MAKERS = {
     "permuted": ("boxes permuted between images", permuted, 5),
+    "background": ("boxes on background alone", on_background, 5),
     "whole": ("one box, the whole image", whole_image, 5),
     "grid": ("a fixed 3x3 grid", fixed_grid, 9),
     "detector": ("detector-like boxes", detector_like, 5),
