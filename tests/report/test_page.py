@@ -1,6 +1,7 @@
 """The search page without a browser: what its callbacks answer, and how it is served."""
 
 import os
+import signal
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -264,6 +265,20 @@ def test_a_port_that_is_taken(retriever):
             server.serve_page(retriever, port)
     with pytest.raises(InputError, match="ports end at 65535"):
         server.serve_page(retriever, 70000)
+
+
+def test_a_signal_that_is_ignored_does_not_end_the_page():
+    uvicorn = pytest.importorskip("uvicorn")
+    running = uvicorn.Server(uvicorn.Config(None))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server.leave_ignored(running)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    running.handle_exit(signal.SIGINT, None)
+    assert not running.should_exit
+    running.handle_exit(signal.SIGTERM, None)
+    assert running.should_exit
 
 
 def test_without_gradio_the_fix_is_said(retriever, monkeypatch):

@@ -18,6 +18,7 @@ import pytest
 from page_index import demo_queries, make_index, query_that_finds
 from paths import SOURCE
 from PIL import Image
+from training_flags import hear_interrupts
 
 from lavis.datasets.region_boxes import load_boxes
 from sprc.data.images import open_small
@@ -73,6 +74,7 @@ def served(browser, demo, small_yaml, tmp_path_factory) -> Iterator[Served]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
     try:
         lines = iter(process.stdout.readline, "")

@@ -4,13 +4,14 @@ import getpass
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sprc.core.errors import InputError
-from sprc.core.stop_signals import Stopped, StopSignals
+from sprc.core.stop_signals import SIGNALS, Stopped, StopSignals
 from sprc.report.page.desk import RegionsOf
 from sprc.retrieval.retriever import Retriever
 from sprc.retrieval.search_options import PORT
@@ -36,6 +37,7 @@ def serve_page(retriever: Retriever, port: int = PORT, regions_of: RegionsOf | N
         raise InputError('the page needs gradio: pip install "sprc-regions[page]", or pip install gradio')
     with StopSignals() as signals, listening(port) as listener, own_settings():
         server = _server(retriever, regions_of)
+        leave_ignored(server)
         logger.info(_address(listener.getsockname()[1]))
         server.run(sockets=[listener])
         if signals.number is not None:
@@ -72,6 +74,13 @@ def own_settings() -> Iterator[None]:
         finally:
             os.environ.clear()
             os.environ.update(before)
+
+
+def leave_ignored(server) -> None:
+    """Have a server, which takes SIGINT and SIGTERM for itself, leave those alone that are ignored (`nohup`)."""
+    ignored = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+    end = server.handle_exit
+    server.handle_exit = lambda number, frame: None if number in ignored else end(number, frame)
 
 
 def _server(retriever: Retriever, regions_of: RegionsOf | None):
