@@ -10,4 +10,4 @@ sprc_setup --dev
 cd "$ROOT"
 CORES="$(getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS=1 # each of the processes that run tests has a core for itself
-exec "$PYTHON" -m pytest -q -n "$((CORES < 8 ? CORES : 8))" "$@"
+exec "$PYTHON" -m pytest -q -n "$((CORES < 8 ? CORES : 8))" --dist worksteal "$@"
