@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from hypothesis import settings
 from paths import REPOSITORY, SHARED
 
 from sprc.core.logs import show_logs
+
+if TYPE_CHECKING:
+    from warm import WarmProcess
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network, or find one
 torch.set_num_threads(1)  # the suite runs in several processes
@@ -80,6 +84,14 @@ def small_yaml(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def still_yaml(tmp_path_factory) -> str:
+    """The small model without dropout."""
+    path = tmp_path_factory.mktemp("model") / "still.yaml"
+    path.write_text(SMALL_MODEL.replace("initializer_range", "dropout: 0.0, initializer_range"))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """A demo dataset of 24 training, 18 validation and 60 test images. Read only."""
     from sprc.demo.dataset import DemoSettings, make_demo_dataset
@@ -107,6 +119,23 @@ def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def warm(tmp_path_factory) -> Iterator[Callable[..., "WarmProcess"]]:
+    """A function from a script and its flags to a process that runs it (`warm.WarmProcess`)."""
+    from warm import WarmProcess
+
+    started = []
+
+    def start(*words: object, cwd: Path | str = REPOSITORY, **environ: str) -> WarmProcess:
+        folder = tmp_path_factory.mktemp("warm")
+        started.append(WarmProcess([str(word) for word in words], folder, Path(cwd), environ))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
 
 
 @pytest.fixture

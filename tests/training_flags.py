@@ -1,5 +1,6 @@
 """How the tests start a training: its flags, and the script in a process of its own."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -20,6 +21,13 @@ def training_flags(data: Path, yaml: str, output: Path, **settings) -> list[str]
     for name, value in given.items():
         flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return flags
+
+
+def rows_of(output: Path, name: str) -> list[list[float]]:
+    """The rows of the one run in a folder: those of its `train` or `validation` metrics."""
+    (path,) = output.glob(f"*/{name}_metrics.csv")
+    with path.open(newline="") as file:
+        return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
 
 
 def with_regions(data: Path) -> dict:

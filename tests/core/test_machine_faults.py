@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_flags import ENVIRONMENT, command, train, training_flags, with_regions
+from training_flags import ENVIRONMENT, SCRIPT, command, training_flags, with_regions
 
 import blip_fine_tune_2
 import blip_validate
@@ -333,14 +333,12 @@ def test_a_temperature_that_fell_to_zero(tmp_path):
 
 
 @pytest.mark.integration
-def test_one_line_and_a_status_and_a_trace_where_it_is_asked_for(flags):
+def test_one_line_and_a_status_and_a_trace_where_it_is_asked_for(warm, flags):
     wrong = [*flags, "--output-folder", "/proc/nowhere"]
-    told = train(*wrong)
-    assert told.returncode == 2
+    told, debugged = (warm(SCRIPT, *wrong, *more).finished() for more in ([], ["--debug"]))
+    assert told.returncode == debugged.returncode == 2
     assert told.stderr.splitlines()[-1].startswith("error: /proc/nowhere/clip_finetuned")
     assert "Traceback" not in told.stderr
-    debugged = train(*wrong, "--debug")
-    assert debugged.returncode == 2
     assert "Traceback" in debugged.stderr
 
 

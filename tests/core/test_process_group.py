@@ -1,6 +1,5 @@
 """Several processes on the CPU: the losses and gradients of one with the whole batch, and whole runs under torchrun."""
 
-import csv
 import ipaddress
 import os
 import re
@@ -15,12 +14,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from training_flags import ENVIRONMENT, command, train, training_flags, with_regions
+from training_flags import ENVIRONMENT, command, rows_of, train, training_flags, with_regions
 from training_step import assert_same_step, gradients_of, make_model, make_samples, weights_of
+from warm import warm_context
 
+import blip_fine_tune_2
 from lavis.models import load_model
 from lavis.models.blip2_models.region import OBJECTIVES
 from sprc.benchmarks.benchmark import RetrievalTask
+from sprc.core.errors import InputError
 from sprc.core.process_group import ALONE, World
 from sprc.core.runtime import Runtime
 from sprc.data.triplets import Query
@@ -62,7 +64,8 @@ def run_rank(rank: int, size: int, folder: str, yaml: str) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_have_the_gradients_of_one_process_with_the_whole_batch(small_yaml, tmp_path, size):
-    mp.spawn(run_rank, (size, str(tmp_path), small_yaml), nprocs=size)
+    warm_context()
+    mp.start_processes(run_rank, (size, str(tmp_path), small_yaml), nprocs=size, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(size)]
     order = [row for shard in SHARDS[size] for row in shard]
     for number, (objective, micro_batch) in enumerate(CASES):
@@ -117,7 +120,8 @@ class Gallery(list):
 
 @pytest.mark.integration
 def test_a_rank_without_references_or_images_takes_part_in_an_evaluation(small_yaml, tmp_path):
-    mp.spawn(evaluate_rank, (str(tmp_path), small_yaml, 2), nprocs=2)
+    warm_context()
+    mp.start_processes(evaluate_rank, (str(tmp_path), small_yaml, 2), nprocs=2, start_method="forkserver")
     expected = scores_of(small_yaml, str(tmp_path), Runtime(torch.device("cpu"), torch.float32))
     main, other = (torch.load(tmp_path / f"scores-{rank}.pt") for rank in (0, 1))
     for scores, found in zip(expected, main, strict=True):
@@ -136,30 +140,16 @@ def test_alone_everything_is_given_back():
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def still_yaml(small_yaml, tmp_path_factory) -> str:
-    """The small model without dropout."""
-    path = tmp_path_factory.mktemp("model") / "still.yaml"
-    path.write_text(Path(small_yaml).read_text().replace("initializer_range", "dropout: 0.0, initializer_range"))
-    return str(path)
-
-
-def rows_of(output: Path, name: str) -> list[list[float]]:
-    (path,) = output.glob(f"*/{name}_metrics.csv")
-    with path.open(newline="") as file:
-        return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
-
-
 @pytest.mark.integration
 def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
     cache = {"feature_cache": tmp_path / "cache", "cache_precision": "fp32"}
     constant = {"loss_region": 0.5}  # the objective's own weight falls with the epochs, of which `two` has one at first
     settings = {"learning_rate": 1e-3, "save_best": True} | with_regions(demo) | constant
-    one = train(*training_flags(demo, still_yaml, tmp_path / "one", num_epochs=2, **settings))
+    blip_fine_tune_2.main(training_flags(demo, still_yaml, tmp_path / "one", num_epochs=2, **settings))
     flags = training_flags(demo, still_yaml, tmp_path / "two", batch_size=4, **settings, **cache)
     two = train(*flags, processes=2)
     two_more = train(*flags, "--num-epochs", "2", "--resume", "auto", processes=2)
-    for finished in (one, two, two_more):
+    for finished in (two, two_more):
         assert finished.returncode == 0, finished.stderr
     assert two.stdout.count("best epoch") == 1  # one rank speaks
     assert two.stderr.count("0/5 [00:00<?, ?it/s]") == 1  # and shows its bar
@@ -168,9 +158,8 @@ def test_two_processes_train_as_one_and_go_on(demo, still_yaml, tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     (model,) = tmp_path.glob("two/*/saved_models/*")
     assert model.name == "tuned_clip_arithmetic.pt"
-    other = train(*flags, "--num-epochs", "3", "--resume", "auto")
-    assert other.returncode == 2
-    assert "trained by 2 processes, and these are 1" in other.stderr
+    with pytest.raises(InputError, match="trained by 2 processes, and these are 1"):
+        blip_fine_tune_2.main([*flags, "--num-epochs", "3", "--resume", "auto"])
 
 
 def listening(pid: int) -> set[str]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_feature_cache import CPU, PREPROCESS, config, open_train
 from training_flags import ENVIRONMENT, SCRIPT
+from warm import warm_context
 
 from data_utils import CIRRDataset
 from lavis.models import load_model
@@ -312,7 +313,8 @@ def run_rank(rank: int, folder: Path, data: Path, yaml: str) -> None:
 @pytest.mark.integration
 def test_bad_input_of_one_rank_is_told_on_all(demo, small_yaml, tmp_path):
     """Soon, not after the half hour that a rank waits for another."""
-    mp.spawn(run_rank, (tmp_path, demo, small_yaml), nprocs=2)
+    warm_context()
+    mp.start_processes(run_rank, (tmp_path, demo, small_yaml), nprocs=2, start_method="forkserver")
     first, second = ((tmp_path / f"told-{rank}").read_text().splitlines() for rank in range(2))
     assert first == second
     assert "beyond fp16: use fp32" in first[0]  # of rank 1's rows

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import runpy
 import shlex
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -178,15 +178,15 @@ def make_photographs(checkout: Path) -> None:
     Retriever.from_checkpoint(weights, num_workers=0).index(checkout / "PHOTOS", checkout / "photos_index")
 
 
-def run_in(checkout: Path, line: list[str]) -> subprocess.CompletedProcess:
-    """Run a command in a copy of the repository, with the packages of the copy."""
-    environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def python_in_checkout(warm, checkout) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a script in a copy of the repository, with the modules of the copy."""
+    return lambda *words: warm(*words, cwd=checkout, PYTHONPATH=str(checkout / "src")).finished()
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("command", shown_commands())
-def test_commands_run(command, checkout):
+def test_commands_run(command, python_in_checkout):
     words = shlex.split(command)
     if words[0] in ("export", "pip", "python3", "source"):
         return
@@ -199,15 +199,15 @@ def test_commands_run(command, checkout):
     if script.endswith(LONG) or "page" in rest:  # a server does not end
         assert help_text(script) or not rest
         return
-    line = [sys.executable if runner == "python" else runner, script, *rest]
-    answer = run_in(checkout, line)
+    assert runner == "python"
+    answer = python_in_checkout(script, *rest)
     assert answer.returncode == 0, answer.stderr
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0][:40])
-def test_code_runs(code, checkout):
-    answer = run_in(checkout, [sys.executable, "-c", code])
+def test_code_runs(code, python_in_checkout):
+    answer = python_in_checkout("-c", code)
     assert answer.returncode == 0, answer.stderr
 
 

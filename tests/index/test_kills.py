@@ -4,15 +4,16 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from indexes import TOKENS, WIDTH, colour_maker, paint
+from warm import WarmProcess
 
 from sprc.index.gallery import Gallery
 from sprc.index.gallery_build import update_index
@@ -46,12 +47,14 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def start_build(photos: Path, index: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", BUILD, str(photos), str(index)]
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    build = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | paths)
-    assert build.stdout.readline() == b"begins\n"
-    return build
+@pytest.fixture
+def start_build(warm, photos) -> Callable[[Path], WarmProcess]:
+    def start(index: Path) -> WarmProcess:
+        build = warm("-c", BUILD, photos, index, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        build.wait_for_line("begins")
+        return build
+
+    return start
 
 
 def saved_rows(index: Path) -> list[list]:
@@ -65,7 +68,7 @@ def saved_rows(index: Path) -> list[list]:
     return rows
 
 
-def wait_for_rows(build: subprocess.Popen, index: Path, more_than: int) -> None:
+def wait_for_rows(build: WarmProcess, index: Path, more_than: int) -> None:
     end = time.monotonic() + SECONDS
     while build.poll() is None and len(saved_rows_text(index)) <= more_than:
         assert time.monotonic() < end, "no row is saved"
@@ -78,21 +81,21 @@ def saved_rows_text(index: Path) -> list[bytes]:
 
 
 @pytest.mark.integration
-def test_no_saved_row_is_lost_by_ten_kills_and_the_index_is_that_of_one_go(photos, tmp_path):
+def test_no_saved_row_is_lost_by_ten_kills_and_the_index_is_that_of_one_go(start_build, photos, tmp_path):
     index, chance, before = tmp_path / "index", random.Random(0), []
     killed = 0
     for _ in range(KILLS):
-        build = start_build(photos, index)
+        build = start_build(index)
         if chance.random() < 0.7:  # the others are killed while they begin
             wait_for_rows(build, index, len(before))
         time.sleep(chance.uniform(0, 0.1))
         build.send_signal(signal.SIGKILL)
-        killed += build.wait() == -signal.SIGKILL
+        killed += build.finished().returncode == -signal.SIGKILL
         rows = saved_rows(index)
         assert rows[: len(before)] == before
         before = rows
     assert killed == KILLS and 0 < len(before) < PHOTOS
-    assert start_build(photos, index).wait(SECONDS) == 0
+    assert start_build(index).finished(SECONDS).returncode == 0
     assert saved_rows(index)[: len(before)] == before
     update_index(photos, tmp_path / "one go", colour_maker())
     assert_same(Gallery(index), Gallery(tmp_path / "one go"))

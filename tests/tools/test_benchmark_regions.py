@@ -4,10 +4,11 @@ import math
 import os
 import random
 import statistics
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark_regions
 import pytest
@@ -191,14 +192,13 @@ for _ in range(40):
 
 
 @pytest.mark.integration
-def test_rows_that_two_processes_append_are_all_there(tmp_path):
+def test_rows_that_two_processes_append_are_all_there(warm, tmp_path):
     """As two benchmarks with one CSV file do."""
     path = tmp_path / "rows.csv"
     append_rows(path, [row()])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", APPEND, str(path)]
-    for process in [subprocess.Popen(command, env=environment) for _ in range(2)]:
-        assert process.wait(120) == 0
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for process in [warm("-c", APPEND, path, **paths) for _ in range(2)]:
+        assert process.finished().returncode == 0
     assert len(read_rows(path)) == 81
     assert [entry.name for entry in tmp_path.iterdir()] == ["rows.csv"]
 
@@ -368,8 +368,15 @@ def test_the_folder_of_other_settings_is_left_alone(tmp_path):
         region_runs.write_settings(path, {"seed": 2})
 
 
+def train_in_here(command: list[str], **_unused) -> SimpleNamespace:
+    region_runs.train_job(Path(command[-1]))
+    return SimpleNamespace(returncode=0)
+
+
 @pytest.mark.integration
-def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys):
+def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys, monkeypatch):
+    """Its runs are in this process."""
+    monkeypatch.setattr(region_runs, "subprocess", SimpleNamespace(run=train_in_here))
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]
     flags += ["--backbone", small_yaml, "--batch-size", "8", "--learning-rate", "1e-3", "--num-epochs", "3"]

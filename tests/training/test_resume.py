@@ -1,12 +1,10 @@
 """A run that was killed, stopped or struck by a fault ends, resumed, as one that was never stopped: to the last bit."""
 
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from training_flags import SCRIPT, hear_interrupts
+from warm import WarmProcess, warm_context
 
 import blip_fine_tune_2
 from sprc.core import files
@@ -157,14 +156,11 @@ def test_a_write_that_breaks_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
-def start(demo, small_yaml, output, *more) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *flags(demo, small_yaml, output, *more)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=hear_interrupts, **pipes)
+def command(demo, small_yaml, output, *more) -> list:
+    return [SCRIPT, *flags(demo, small_yaml, output, *more)]
 
 
-def wait_for_a_state(output: Path, process: subprocess.Popen, after: int = 0) -> None:
+def wait_for_a_state(output: Path, process: WarmProcess, after: int = 0) -> None:
     """Until a state has been written later than `after` (ns), or the process has ended."""
     while process.poll() is None:
         states = list(output.glob(f"*/{STATE_FILE}"))
@@ -173,10 +169,10 @@ def wait_for_a_state(output: Path, process: subprocess.Popen, after: int = 0) ->
         time.sleep(0.005)
 
 
-def killed_and_resumed(whole, demo, small_yaml, output, seed: int, most_kills: int) -> int:
+def killed_and_resumed(warm, whole, words: list, output, seed: int, most_kills: int) -> int:
     """Kill again and again at random moments, go on each time; returns how often it was killed before it ended."""
     rng, kills = random.Random(seed), 0
-    process = start(demo, small_yaml, output)
+    process = warm(*words)
     while kills < most_kills:
         states = list(output.glob(f"*/{STATE_FILE}"))
         wait_for_a_state(output, process, states[0].stat().st_mtime_ns if states else 0)
@@ -184,89 +180,77 @@ def killed_and_resumed(whole, demo, small_yaml, output, seed: int, most_kills: i
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        assert process.finished().returncode == -signal.SIGKILL
         kills += 1
         print(f"kill {kills}")
-        process = start(demo, small_yaml, output, "--resume", "auto", "--num-workers", str(kills % 2))
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "best epoch" in out
+        process = warm(*words, "--resume", "auto", "--num-workers", kills % 2)
+    ended = process.finished()
+    assert ended.returncode == 0, ended.stderr
+    assert "best epoch" in ended.stdout
     assert_same(whole, run_folder(output))
     return kills
 
 
 @pytest.mark.integration
-def test_killed_at_any_moment(whole_of_one_thread, demo, small_yaml, tmp_path):
-    assert killed_and_resumed(whole_of_one_thread, demo, small_yaml, tmp_path, seed=0, most_kills=5) >= 3
+def test_killed_at_any_moment(warm, whole, demo, small_yaml, tmp_path):
+    words = command(demo, small_yaml, tmp_path)
+    assert killed_and_resumed(warm, whole, words, tmp_path, seed=0, most_kills=5) >= 3
 
 
 @pytest.mark.integration
-def test_a_killed_run_with_workers_goes_on_at_once(demo, small_yaml, tmp_path, monkeypatch):
+def test_a_killed_run_with_workers_goes_on_at_once(warm, demo, small_yaml, tmp_path, monkeypatch):
     """Its processes that load images outlive it by seconds, and hold none of its locks."""
-    process = start(demo, small_yaml, tmp_path, "--num-workers", "2", "--num-epochs", "200")
+    process = warm(*command(demo, small_yaml, tmp_path, "--num-workers", "2", "--num-epochs", "200"))
     wait_for_a_state(tmp_path, process)
     workers = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout
-    process.kill()
-    process.wait()
+    process.end()
     assert [pid for pid in workers.split() if Path(f"/proc/{pid}").exists()]
     monkeypatch.setattr(Trainer, "fit", lambda self: Best("recall_at1", 0, {"recall_at1": 1.0}))
     blip_fine_tune_2.main(["--dataset", "CIRR", "--resume", str(run_folder(tmp_path))])
-    process.communicate(timeout=60)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(whole_of_one_thread, demo, small_yaml, tmp_path):
+def test_killed_twenty_times(warm, whole, demo, small_yaml, tmp_path):
     kills = 0
     for seed in range(1, 21):
         output = tmp_path / str(seed)
         output.mkdir()
-        kills += killed_and_resumed(whole_of_one_thread, demo, small_yaml, output, seed, most_kills=5)
+        words = command(demo, small_yaml, output)
+        kills += killed_and_resumed(warm, whole, words, output, seed, most_kills=5)
         if kills >= 20:
             return
     pytest.fail(f"only {kills} kills")
 
 
-@pytest.fixture(scope="module")
-def whole_of_one_thread(demo, small_yaml, tmp_path_factory) -> Path:
-    """A process of one thread, as those that are killed."""
-    output = tmp_path_factory.mktemp("one_thread")
-    process = start(demo, small_yaml, output)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return run_folder(output)
-
-
 @pytest.mark.integration
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_gives_its_status(whole_of_one_thread, demo, small_yaml, tmp_path, number, status):
-    process = start(demo, small_yaml, tmp_path, "--save-every", "epoch", "--num-epochs", "200")
-    while not list(tmp_path.glob(f"*/{STATE_FILE}")) and process.poll() is None:
-        time.sleep(0.01)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_gives_its_status(warm, demo, small_yaml, tmp_path, number):
+    process = warm(*command(demo, small_yaml, tmp_path, "--save-every", "epoch", "--num-epochs", "200"))
+    wait_for_a_state(tmp_path, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == status, out + err
-    assert f"stopped by {number.name}" in err
+    ended = process.finished()
+    assert ended.returncode == 128 + number, ended
+    assert f"stopped by {number.name}" in ended.stderr
     state = read_state(run_folder(tmp_path))
     assert state["epoch"] > 0 or state["step"] > 0
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_saves_as_well(demo, small_yaml, tmp_path, number):
+def test_a_signal_to_the_whole_group_saves_as_well(warm, demo, small_yaml, tmp_path, number):
     """As Ctrl-C in a terminal and a batch system send it: processes that load images hear it too."""
-    process = start(demo, small_yaml, tmp_path, "--num-workers", "2", "--save-every", "1", "--num-epochs", "200")
-    while not list(tmp_path.glob(f"*/{STATE_FILE}")) and process.poll() is None:
-        time.sleep(0.01)
+    process = warm(*command(demo, small_yaml, tmp_path, "--num-workers", "2", "--num-epochs", "200"))
+    wait_for_a_state(tmp_path, process)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, out + err
-    assert f"stopped by {number.name}; saved; continue with --resume {run_folder(tmp_path)}" in err
+    ended = process.finished()
+    assert ended.returncode == 128 + number, ended
+    assert f"stopped by {number.name}; saved; continue with --resume {run_folder(tmp_path)}" in ended.stderr
 
 
 @pytest.mark.integration
 def test_a_worker_ends_with_its_parents_signal_alone():
-    """The worker is spawned: a fork would have the threads that packages of other tests start again in a child."""
-    context = multiprocessing.get_context("spawn")
+    """The worker is no fork of this process, whose threads, of other tests' packages, would start again in it."""
+    context = warm_context()
     ready = context.Event()
     worker = context.Process(target=_wait_as_worker, args=(ready,))
     worker.start()
