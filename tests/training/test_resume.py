@@ -1,5 +1,6 @@
 """A run that was killed, stopped or struck by a fault ends, resumed, as one that was never stopped: to the last bit."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from training_flags import SCRIPT, hear_interrupts
-from warm import WarmProcess, warm_context
+from warm import WarmProcess
 
 import blip_fine_tune_2
 from sprc.core import files
@@ -249,8 +250,8 @@ def test_a_signal_to_the_whole_group_saves_as_well(warm, demo, small_yaml, tmp_p
 
 @pytest.mark.integration
 def test_a_worker_ends_with_its_parents_signal_alone():
-    """The worker is no fork of this process, whose threads, of other tests' packages, would start again in it."""
-    context = warm_context()
+    """The worker is spawned: a fork would start this process's threads, and a server's fork has another parent."""
+    context = multiprocessing.get_context("spawn")
     ready = context.Event()
     worker = context.Process(target=_wait_as_worker, args=(ready,))
     worker.start()
