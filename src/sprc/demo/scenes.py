@@ -1,9 +1,13 @@
 """Scenes of the demo dataset: objects on a 3x3 raster, the changes between them, and captions. No files here."""
 
 import random
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -114,18 +118,18 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Generic[T]):
     """Six scenes that have `fixed` in common and differ in one object; a variant that is None lacks it."""
 
-    fixed: tuple[SceneObject, ...]
-    variants: tuple[SceneObject | None, ...]
+    fixed: tuple[T, ...]
+    variants: tuple[T | None, ...]
 
-    def scene(self, member: int) -> tuple[SceneObject, ...]:
+    def scene(self, member: int) -> tuple[T, ...]:
         variant = self.variants[member]
         return self.fixed if variant is None else (*self.fixed, variant)
 
 
-def make_group(rng: random.Random, difficulty: Difficulty) -> Group:
+def make_group(rng: random.Random, difficulty: Difficulty) -> Group[SceneObject]:
     """A scene, the scene without one of its objects, and four changes of one attribute of that object."""
     count = rng.randint(*difficulty.objects)
     words = rng.sample(all_words(difficulty), count)
@@ -192,21 +196,27 @@ def _worded(wording: str, old: SceneObject | None, new: SceneObject | None) -> s
     )
 
 
-def group_triplets(group: Group) -> list[tuple[int, int]]:
-    """Every ordered pair of members that one caption can connect."""
+def group_triplets(group: Group, change: Callable[[Any, Any], str | None] = change_between) -> list[tuple[int, int]]:
+    """Every ordered pair of members that one caption can connect: `change` names what it says, or is None."""
     pairs = permutations(range(GROUP_SIZE), 2)
-    return [(a, b) for a, b in pairs if change_between(group.variants[a], group.variants[b])]
+    return [(a, b) for a, b in pairs if change(group.variants[a], group.variants[b])]
 
 
-def distinct_groups(rng: random.Random, difficulty: Difficulty, most_tries: int = 2000) -> Iterator[Group]:
-    """Groups without end, no scene of which has occurred before; stops once `most_tries` in a row found nothing new."""
-    seen: set[frozenset] = set()
+def distinct_groups(rng: random.Random, difficulty: Difficulty, most_tries: int = 2000) -> Iterator[Group[SceneObject]]:
+    """`distinct` groups of a difficulty."""
+    return distinct(iter(partial(make_group, rng, difficulty), None), most_tries)
+
+
+def distinct(groups: Iterable[Group[T]], most_tries: int = 2000) -> Iterator[Group[T]]:
+    """The groups no scene of which has occurred before; stops once `most_tries` in a row had nothing new."""
+    seen: set[frozenset[T]] = set()
     tries = 0
-    while tries < most_tries:
-        group = make_group(rng, difficulty)
+    for group in groups:
         scenes = {frozenset(group.scene(member)) for member in range(GROUP_SIZE)}
         tries += 1
         if seen.isdisjoint(scenes):
             seen |= scenes
             tries = 0
             yield group
+        if tries == most_tries:
+            return
