@@ -123,7 +123,7 @@ class SplitWriter:
     split: str
     groups: list[Group]
     world: World
-    seed: int
+    seed: int | str
 
     def write_images(self) -> None:
         """The images, the image list and the box file. Raises InputError if the disk is full."""
