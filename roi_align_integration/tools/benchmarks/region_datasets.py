@@ -1,7 +1,13 @@
 """What a comparison of region losses trains on: generated scenes, another set for every seed, or CIRR itself."""
 
 import argparse
+from functools import cached_property
 from pathlib import Path
+
+import efficientnet_lite
+from product_dataset import ProductSettings, make_product_dataset, write_model
+from product_photos import Photos, read_photos
+from region_pretraining import Pretraining, pretrained_weights
 
 from sprc.demo.dataset import DemoSettings, make_demo_dataset
 from sprc.training.config import TrainConfig
@@ -13,6 +19,9 @@ DEMO = {
 }  # fmt: skip
 SCENES = ("cluttered", "plain")  # difficulties; the first is that of the committed rows
 WARMUP = 0.1
+# Of the pretrained regime.
+PRODUCTS = {"images": 3000, "triplets": 3000, "val_images": 360, "val_triplets": 4000, "other_images": 4002}
+PRETRAINING = Pretraining(steps=3000, learning_rate=1e-3, batch_size=64, warmup=WARMUP)
 
 
 class Demo:
@@ -25,8 +34,11 @@ class Demo:
 
     def prepare(self, seed: int) -> None:
         """Make the dataset and the feature cache of a seed if they are not there."""
-        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, seed=seed, difficulty=self.difficulty))
+        self.make_dataset(seed)
         fill_cache(TrainConfig(**self.settings(seed)))
+
+    def make_dataset(self, seed: int) -> None:
+        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, seed=seed, difficulty=self.difficulty))
 
     def schedule(self, epochs: int) -> dict:
         """A schedule that ends with the run."""
@@ -39,16 +51,55 @@ class Demo:
         return self.root(seed) / "boxes" / "cirr_boxes_train.json"
 
     def settings(self, seed: int) -> dict:
-        return {
-            "dataset": "CIRR",
-            "data_path": self.root(seed),
-            "backbone": str(MODEL),
-            "weights": "random",
-            "batch_size": 64,
-            "num_workers": 0,
-            "feature_cache": str(self.folder / "features"),
-            "device": self.device,
-        }
+        return generated_settings(self, seed, MODEL)
+
+
+class Pretrained:
+    """Scenes of real products: what Demo has for every seed, and a Q-Former that an image-text stage has trained."""
+
+    most_between = 6
+
+    def __init__(self, args: argparse.Namespace):
+        self.folder, self.device, self.pictures = args.folder / "products", args.device, args.photos
+        self.encoder = efficientnet_lite.RANDOM if args.random_encoder else efficientnet_lite.PRETRAINED
+
+    @cached_property
+    def photos(self) -> Photos:
+        return read_photos(self.pictures)
+
+    def prepare(self, seed: int) -> None:
+        """Make the dataset, the weights and the feature cache of a seed if they are not there.
+
+        Raises InputError if the encoder's weights are not installed, or the photographs cannot be used.
+        """
+        if self.encoder == efficientnet_lite.PRETRAINED:
+            efficientnet_lite.weights_path()
+        self.make_dataset(seed)
+        write_model(self.backbone(seed), list(self.photos.products), self.encoder)
+        fill_cache(TrainConfig(**self.settings(seed)))
+
+    def make_dataset(self, seed: int) -> None:
+        make_product_dataset(self.root(seed), self.photos, ProductSettings(**PRODUCTS, seed=seed))
+
+    def schedule(self, epochs: int) -> dict:
+        """A schedule that ends with the run."""
+        return {"schedule_epochs": epochs, "warmup": WARMUP}
+
+    def root(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}"
+
+    def backbone(self, seed: int) -> Path:
+        """The model's YAML file."""
+        return self.root(seed) / "model" / "model.yaml"
+
+    def true_boxes(self, seed: int) -> Path:
+        return self.root(seed) / "boxes" / "cirr_boxes_train.json"
+
+    def settings(self, seed: int) -> dict:
+        """The settings of a run; its weights are trained if they are not there."""
+        settings = generated_settings(self, seed, self.backbone(seed))
+        weights = pretrained_weights(TrainConfig(**settings, seed=seed), PRETRAINING)
+        return settings | {"weights": str(weights)}
 
 
 class Cirr:
@@ -61,6 +112,9 @@ class Cirr:
 
     def prepare(self, seed: int) -> None:
         fill_cache(TrainConfig(**self.settings(seed)))
+
+    def make_dataset(self, seed: int) -> None:
+        """It is there."""
 
     def schedule(self, epochs: int) -> dict:
         """Upstream's schedule, which is the default."""
@@ -84,6 +138,23 @@ class Cirr:
             "micro_batch": self.args.micro_batch,
             "num_workers": self.args.num_workers,
         }
+
+
+Source = Demo | Pretrained | Cirr
+
+
+def generated_settings(source: Demo | Pretrained, seed: int, backbone: Path) -> dict:
+    """The settings of a run on generated scenes, from random weights."""
+    return {
+        "dataset": "CIRR",
+        "data_path": source.root(seed),
+        "backbone": str(backbone),
+        "weights": "random",
+        "batch_size": 64,
+        "num_workers": 0,
+        "feature_cache": str(source.folder / "features"),
+        "device": source.device,
+    }
 
 
 def fill_cache(config: TrainConfig) -> None:

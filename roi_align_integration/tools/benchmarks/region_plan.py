@@ -4,9 +4,8 @@ import argparse
 from dataclasses import dataclass
 
 from region_arms import ARMS, Weight
+from region_regimes import REGIMES, SCRATCH, Regime
 from region_table import Row
-
-LEARNING_RATES = (2e-3, 1e-3, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,15 @@ class Job:
         return "-".join(str(part).replace(" ", "_") for part in self.key if part != "")
 
 
-def trials(arm: str) -> list[tuple[float, Weight | None]]:
+def trials(arm: str, regime: Regime = SCRATCH) -> list[tuple[float, Weight | None]]:
     """The settings that an arm is tuned over, as many for every arm: learning rates, or weights of its region loss."""
-    if ARMS[arm].objective is None:
-        return [(rate, None) for rate in LEARNING_RATES]
-    return [(LEARNING_RATES[0], weight) for weight in ARMS[arm].weights]
+    objective, rates = ARMS[arm].objective, regime.learning_rates
+    if objective is None:
+        return [(rate, None) for rate in rates]
+    return [(rates[0], weight) for weight in regime.weights.get(objective, ARMS[arm].weights)]
 
 
-def chosen_setting(arm: str, rows: list[Row]) -> tuple[float, Weight | None]:
+def chosen_setting(arm: str, rows: list[Row], regime: Regime = SCRATCH) -> tuple[float, Weight | None]:
     """The trial of the best mean recall@1 at the last step of the tuning runs; the first if there are none."""
 
     def score(trial: tuple[float, Weight | None]) -> float:
@@ -44,15 +44,15 @@ def chosen_setting(arm: str, rows: list[Row]) -> tuple[float, Weight | None]:
                  and r.setting == (trial[0], str(trial[1] or ""))]  # fmt: skip
         return sum(found) / len(found) if found else -1.0
 
-    return max(trials(arm), key=score)
+    return max(trials(arm, regime), key=score)
 
 
 def plan(args: argparse.Namespace, rows: list[Row]) -> list[Job]:
     """The runs that are asked for and are not in the CSV file, seed by seed, so that a part of them is paired."""
-    jobs = []
+    jobs, regime = [], REGIMES[args.regime]
     for seed in args.seeds:
         for arm in args.arms:
-            settings = trials(arm) if args.stage == "tune" else [chosen_setting(arm, rows)]
+            settings = trials(arm, regime) if args.stage == "tune" else [chosen_setting(arm, rows, regime)]
             if args.data_path is not None:
                 settings = [(args.learning_rate, weight) for _, weight in settings]
             jobs += [Job(args.stage, arm, seed, *setting, args.num_epochs) for setting in settings]

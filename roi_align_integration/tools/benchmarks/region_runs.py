@@ -13,7 +13,7 @@ from threading import Lock
 
 from machine import machine_name
 from region_arms import ARMS, BoxSource, box_file_of, image_paths
-from region_datasets import Cirr, Demo
+from region_datasets import Source
 from region_plan import Job
 from region_table import METRICS, Row, append_rows, read_rows
 
@@ -32,7 +32,7 @@ def validated_every(epochs: int, most: int) -> int:
     return max(n for n in range(1, most + 1) if (epochs - 1) % n == 0)
 
 
-def job_settings(job: Job, source: Demo | Cirr, folder: Path) -> dict:
+def job_settings(job: Job, source: Source, folder: Path) -> dict:
     """The settings of a run, as keywords of `TrainConfig`."""
     arm, root = ARMS[job.arm], source.root(job.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def train_job(folder: Path) -> None:
     run_training(config, find_run(config))
 
 
-def run_job(job: Job, source: Demo | Cirr, args: argparse.Namespace) -> list[Row]:
+def run_job(job: Job, source: Source, args: argparse.Namespace) -> list[Row]:
     """Train in a process of its own -> its rows. Raises InputError that names the log if it fails."""
     folder, start = args.folder / "runs" / job.name, time.perf_counter()
     settings = job_settings(job, source, folder)
@@ -106,7 +106,7 @@ def steps_of_an_epoch(settings: dict) -> int:
     return len(read_json(captions, list, "download it again")) // TrainConfig(**settings).batch_size
 
 
-def run_all(jobs: list[Job], source: Demo | Cirr, args: argparse.Namespace) -> None:
+def run_all(jobs: list[Job], source: Source, args: argparse.Namespace) -> None:
     """Run the jobs, `--workers` at a time, and append the rows of each as it ends."""
     lock, done = Lock(), []
 
