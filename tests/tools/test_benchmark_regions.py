@@ -15,6 +15,7 @@ import pytest
 import region_arms
 import region_datasets
 import region_runs
+import region_table
 import torch
 from benchmark_regions import build_parser, complete
 from hypothesis import given, settings
@@ -25,12 +26,15 @@ from region_plan import chosen_setting, plan, trials
 from region_regimes import PRETRAINED, REGIMES, SCRATCH
 from region_runs import validated_every
 from region_table import (
+    STARTED,
     Row,
     against,
     append_rows,
     final_rows,
     longer_table,
     markdown,
+    not_started,
+    not_started_text,
     paired_difference,
     read_rows,
     steps_to_reach,
@@ -226,10 +230,23 @@ def test_the_table_and_its_words():
     assert "no seed in common" in markdown([row(seed=9), *rows[2:]])
     assert "+6.00 ± 0.00" in against(rows, WINNER, ["none", "permuted"])
     assert against(rows, WINNER, ["permuted"]) == ""
-    with pytest.raises(InputError, match="no finished run of the arm none"):
+    with pytest.raises(InputError, match="no run of the arm none that has started"):
         markdown(rows[2:])
     with pytest.raises(InputError, match="rows of two settings"):
         final_rows([*rows, row(seed=2, learning_rate=1.0)])
+
+
+def test_a_run_that_never_starts_is_counted_and_in_no_mean():
+    rows = [row(seed=seed, recall=30.0) for seed in range(3)] + [row(WINNER, seed, recall=35.0) for seed in range(3)]
+    rows += [row(seed=3, recall=STARTED - 0.1), row(WINNER, 3, recall=40.0), row("text", 0, recall=1.0)]
+    rows += [row("whole", 0, recall=0.5)]
+    none, winner, text = (line.split("|")[2:4] for line in markdown(rows).splitlines()[2:])
+    assert (none, text) == ([" 3 (1 not started) ", " 30.00 "], [" 1 ", " 1.00 "])
+    assert winner == [" 4 ", " 36.25 "]
+    assert "+5.00 ± 0.00" in against(rows, WINNER, ["none"]), "seed 3 has no pair"
+    assert not_started(rows) == {"none": [3], "whole": [0]}
+    assert not_started_text(rows).endswith("in no mean: `none` seed 3; `whole` seed 0")
+    assert not_started_text(rows[:3]) == ""
 
 
 def test_the_table_of_longer_runs():
@@ -382,6 +399,7 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
 def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
     sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20}
     monkeypatch.setattr(region_datasets, "DEMO", sizes)
+    monkeypatch.setattr(region_table, "STARTED", 0.0)  # nothing is learned here
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--csv", str(tmp_path / "rows.csv"), "--num-epochs", "1"]
     flags += ["--arms", "none", "permuted", "--seeds", "3"]
     benchmark_regions.main(flags)
@@ -415,6 +433,7 @@ def train_in_here(command: list[str], **_unused) -> SimpleNamespace:
 @pytest.mark.integration
 def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys, monkeypatch):
     """Its runs are in this process."""
+    monkeypatch.setattr(region_table, "STARTED", 0.0)  # nothing is learned here
     monkeypatch.setattr(region_runs, "subprocess", SimpleNamespace(run=train_in_here))
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]

@@ -23,7 +23,7 @@ from region_plan import plan
 from region_regimes import REGIMES, SCRATCH
 from region_runs import run_all, train_job
 from region_sheet import draw_sheet
-from region_table import against, legend, longer_table, markdown, plot, read_rows, trials_table
+from region_table import against, legend, longer_table, markdown, not_started_text, plot, read_rows, trials_table
 
 from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path
 from sprc.core.errors import InputError
@@ -50,7 +50,8 @@ def write_report(args: argparse.Namespace) -> None:
         return print(f"{longer_table(everything)}\n\n{markdown(rows)}\n\nrows {args.csv}")
     if args.stage == "tune":
         return print(f"{trials_table(rows)}\n\n{legend(rows)}\nrows {args.csv}")
-    tables = [markdown(rows), *(against(rows, arm, controls) for arm, controls in CONTROLS.items()), legend(rows)]
+    tables = [markdown(rows), not_started_text(rows)]
+    tables += [*(against(rows, arm, controls) for arm, controls in CONTROLS.items()), legend(rows)]
     text = "\n\n".join(table for table in tables if table) + "\n"
     table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
     write_atomically(table, text)

@@ -40,7 +40,7 @@ def chosen_setting(arm: str, rows: list[Row], regime: Regime = SCRATCH) -> tuple
     """The trial of the best mean recall@1 at the last step of the tuning runs; the first if there are none."""
 
     def score(trial: tuple[float, Weight | None]) -> float:
-        found = [r.recall_at1 for r in rows if r.stage == "tune" and r.arm == arm and r.step == r.steps
+        found = [r.recall_at1 for r in rows if r.stage == "tune" and r.arm == arm and r.is_last
                  and r.setting == (trial[0], str(trial[1] or ""))]  # fmt: skip
         return sum(found) / len(found) if found else -1.0
 
@@ -56,5 +56,5 @@ def plan(args: argparse.Namespace, rows: list[Row]) -> list[Job]:
             if args.data_path is not None:
                 settings = [(args.learning_rate, weight) for _, weight in settings]
             jobs += [Job(args.stage, arm, seed, *setting, args.num_epochs) for setting in settings]
-    done = {row.key for row in rows if row.step == row.steps}
+    done = {row.key for row in rows if row.is_last}
     return [job for job in jobs if job.key not in done]

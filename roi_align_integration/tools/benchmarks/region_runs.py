@@ -113,7 +113,7 @@ def run_all(jobs: list[Job], source: Source, args: argparse.Namespace) -> None:
     def run_one(job: Job) -> None:
         with made_and_held(args.folder / "runs" / job.name):
             rows = [row for row in read_rows(args.csv) if row.key == job.key]
-            if not any(row.step == row.steps for row in rows):  # nor has another process since this one began
+            if not any(row.is_last for row in rows):  # nor has another process since this one began
                 rows = run_job(job, source, args)
                 append_rows(args.csv, rows)
         with lock:

@@ -14,6 +14,11 @@ from sprc.core.reading import read_csv
 
 METRICS = {"recall_at1": "R@1", "recall_at5": "R@5", "recall_at10": "R@10", "group_recall_at1": "Rsubset@1"}
 BASELINE = "none"
+# A run that ends with less recall@1, in percent, has not started to learn: chance is below 0.5. Such runs are counted,
+# and are in no mean. The rule was written down before any run that it could apply to; it is not for arms that see one
+# half of the question.
+STARTED = 3.0
+HALVES = ("text", "image")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,15 @@ class Row:
         return self.stage, self.arm, self.seed, *self.setting
 
     @property
+    def is_last(self) -> bool:
+        return self.step == self.steps
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a run that ends with this row has started to learn (`STARTED`)."""
+        return self.recall_at1 >= STARTED or self.arm in HALVES
+
+    @property
     def setting(self) -> tuple[float, str]:
         return self.learning_rate, self.loss_region
 
@@ -65,7 +79,7 @@ def append_rows(path: Path, rows: list[Row]) -> None:
 
 
 def final_rows(rows: list[Row]) -> dict[str, dict[int, Row]]:
-    """Arm -> seed -> the last step's row. Raises InputError if an arm was run with two settings."""
+    """Arm -> seed -> the last step's row, of runs that have started. Raises InputError for an arm with two settings."""
     finals: dict[str, dict[int, Row]] = defaultdict(dict)
     settings: dict[str, tuple] = {}
     for row in rows:
@@ -74,9 +88,24 @@ def final_rows(rows: list[Row]) -> dict[str, dict[int, Row]]:
             raise InputError(
                 f"arm {row.arm} has rows of two settings, {settings[row.arm]} and {kind}: keep one in the CSV file"
             )
-        if row.step == row.steps:
+        if row.is_last and row.has_started:
             finals[row.arm][row.seed] = row
     return dict(finals)
+
+
+def not_started(rows: list[Row]) -> dict[str, list[int]]:
+    """Arm -> the seeds of its runs that have ended without having started."""
+    idle: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        if row.is_last and not row.has_started:
+            idle[row.arm].append(row.seed)
+    return dict(idle)
+
+
+def not_started_text(rows: list[Row]) -> str:
+    """A line on the runs that are counted apart; "" without any."""
+    arms = [f"`{arm}` seed {', '.join(map(str, sorted(seeds)))}" for arm, seeds in not_started(rows).items()]
+    return f"not started, R@1 below {STARTED:g} at the end, and in no mean: {'; '.join(arms)}" if arms else ""
 
 
 def paired_difference(first: dict[int, Row], second: dict[int, Row], metric: str) -> tuple[float, float]:
@@ -117,11 +146,11 @@ def markdown(rows: list[Row]) -> str:
     """The table: means in percent, paired differences to the baseline, seeds, and the steps to its final R@1."""
     finals = final_rows(rows)
     if BASELINE not in finals:
-        raise InputError(f"the CSV file has no finished run of the arm {BASELINE}: run it first")
+        raise InputError(f"the CSV file has no run of the arm {BASELINE} that has started and ended: run it first")
     names = list(METRICS.values())
     header = ["arm", "seeds", *names, *(f"Δ {name}" for name in names), "steps"]
     lines = [
-        [f"`{arm}`", str(len(finals[arm])), *_cells(finals, arm), _steps_cell(rows, finals, arm)]
+        [f"`{arm}`", _seeds_cell(rows, finals, arm), *_cells(finals, arm), _steps_cell(rows, finals, arm)]
         for arm in ARMS
         if arm in finals
     ]
@@ -131,6 +160,12 @@ def markdown(rows: list[Row]) -> str:
 def _table(header: list[str], lines: list[list[str]]) -> str:
     """Cells as a Markdown table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+
+
+def _seeds_cell(rows: list[Row], finals: dict[str, dict[int, Row]], arm: str) -> str:
+    """The seeds that count, and how many runs have not started."""
+    idle = len(not_started(rows).get(arm, []))
+    return str(len(finals[arm])) + (f" ({idle} not started)" if idle else "")
 
 
 def _cells(finals: dict[str, dict[int, Row]], arm: str) -> list[str]:
@@ -195,7 +230,7 @@ def trials_table(rows: list[Row]) -> str:
     """The last step of every tuning run: which settings were tried, and what came out."""
     lines = []
     order = {arm: number for number, arm in enumerate(ARMS)}
-    for row in sorted((row for row in rows if row.step == row.steps), key=lambda row: order[row.arm]):
+    for row in sorted((row for row in rows if row.is_last), key=lambda row: order[row.arm]):
         recalls = [f"{getattr(row, metric):.2f}" for metric in METRICS]
         lines.append([f"`{row.arm}`", str(row.seed), f"{row.learning_rate:g}", row.loss_region, *recalls])
     return _table(["arm", "seed", "learning rate", "region weight", *METRICS.values()], lines)
