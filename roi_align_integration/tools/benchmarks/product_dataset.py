@@ -85,12 +85,12 @@ def members_of(groups: list[Group]) -> Iterator[tuple[int, int]]:
 def write_model(path: Path, names: list[str], encoder: str) -> None:
     """Write a model's YAML file, and beside it the vocabulary of these products' scenes.
 
-    The input frame is of 160 pixels, and the encoder's grid of 10 x 10 patches of 336 channels.
+    The input frame is of 128 pixels, and the encoder's grid of 8 x 8 patches of 128 channels.
     """
     vocabulary = [*SPECIAL, *all_words(names)]
-    vision = VisionConfig(encoder, image_size=160, patch_size=16, width=336, depth=1, heads=4, mlp_ratio=1.0)
+    vision = VisionConfig(encoder, image_size=128, patch_size=16, width=128, depth=1, heads=4, mlp_ratio=1.0)
     qformer = QformerConfig(
-        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256,
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, cross_attention_freq=1,
         vocab_size=len(vocabulary) + 1, num_query_token=8, max_position_embeddings=128, dropout=0.0,
         initializer_range=0.05,
     )  # fmt: skip

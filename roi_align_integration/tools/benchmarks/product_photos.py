@@ -25,6 +25,7 @@ from sprc.demo.scenes import PLACES, RADII, Group, distinct
 PRODUCTS, GROUNDS = "iconic", "store"  # folders of products on white, and of photographs for backgrounds
 LEAST_GROUNDS = 2  # one for training, and another for validation
 VALIDATION_PART = 0.275  # of the backgrounds
+MOST_WORDS = 2  # of a name: longer ones are of cartons that differ in their print alone, too small to read in a frame
 MOST_SIDE = 720  # pixels of a photograph: a scene is smaller
 WHITE = 244  # of every channel, or more: the ground of a product on white
 LEAST_WHITE = 0.05  # part of a picture of a product that is its ground
@@ -57,23 +58,30 @@ def read_photos(folder: Path) -> Photos:
 
     Raises InputError if a folder is not there or has too few pictures, or if a name has no word or that of another.
     """
-    found = {}
-    for part, least in ((PRODUCTS, LEAST_PRODUCTS), (GROUNDS, LEAST_GROUNDS)):
-        if not (folder / part).is_dir():
-            raise InputError(
-                f"`photos` {folder} has no folder {part}: it must hold {PRODUCTS}/, pictures of products on white, and"
-                f" {GROUNDS}/, photographs for backgrounds"
-            )
-        found[part] = list(folder_images(folder / part).values())
-        if len(found[part]) < least:
-            raise InputError(f"{folder / part} has {len(found[part])} pictures: put at least {least} there")
-    grounds = found[GROUNDS]
+    products, grounds = _by_name(_pictures(folder, PRODUCTS)), _pictures(folder, GROUNDS)
+    for part, found, least in ((PRODUCTS, products, LEAST_PRODUCTS), (GROUNDS, grounds, LEAST_GROUNDS)):
+        if len(found) < least:
+            named = f" with names of at most {MOST_WORDS} words" if part == PRODUCTS else ""
+            raise InputError(f"{folder / part} has {len(found)} pictures{named}: put at least {least} there")
     random.Random(0).shuffle(grounds)
-    return Photos(_by_name(found[PRODUCTS]), tuple(grounds))
+    return Photos(products, tuple(grounds))
+
+
+def _pictures(folder: Path, part: str) -> list[Path]:
+    """Raises InputError if there is no such part of the folder."""
+    if not (folder / part).is_dir():
+        raise InputError(
+            f"`photos` {folder} has no folder {part}: it must hold {PRODUCTS}/, pictures of products on white, and"
+            f" {GROUNDS}/, photographs for backgrounds"
+        )
+    return list(folder_images(folder / part).values())
 
 
 def _by_name(paths: list[Path]) -> dict[str, Path]:
-    """Product name -> picture. A name is the words of a file's name: no other character of it comes into a sentence."""
+    """Product name -> picture, of names that are short enough (`MOST_WORDS`).
+
+    A name is the words of a file's name: no other character of it comes into a sentence.
+    """
     products: dict[str, Path] = {}
     for path in paths:
         name = " ".join(words_of(path.stem))
@@ -81,7 +89,7 @@ def _by_name(paths: list[Path]) -> dict[str, Path]:
             problem = f"and {products[name]} are both the product {name!r}" if name else "has no word in its name"
             raise InputError(f"{path} {problem}: rename it, such as Golden-Delicious.jpg")
         products[name] = path
-    return products
+    return {name: path for name, path in products.items() if len(name.split()) <= MOST_WORDS}
 
 
 def cut_out(path: Path) -> Image.Image:
