@@ -11,9 +11,8 @@ from datetime import timedelta
 
 import pytest
 import torch
-from training_flags import ENVIRONMENT, SCRIPT, hear_interrupts, rows_of, train, training_flags
+from training_flags import ENVIRONMENT, SCRIPT, command, hear_interrupts, train, training_flags
 
-import blip_fine_tune_2
 from sprc.core import process_group as distributed
 from sprc.core.command_line import run_main
 from sprc.core.errors import InputError
@@ -151,22 +150,23 @@ def free_port() -> str:
 
 
 @pytest.mark.integration
-def test_two_processes_that_a_user_starts_are_one_training(warm, demo, still_yaml, tmp_path):
+def test_two_processes_that_a_user_starts_are_one_training(demo, small_yaml, tmp_path):
     settings = {"batch_size": 4, "learning_rate": 1e-3}
     port = free_port()
     processes = []
     for rank in ("0", "1"):
         group = ISSUE | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
-        words = training_flags(demo, still_yaml, tmp_path / "by_hand", **settings)
-        processes.append(warm(SCRIPT, *words, **group))
-    ended = [process.finished() for process in processes]
-    assert [each.returncode for each in ended] == [0, 0], ended
-    assert ended[1].stdout == ""  # rank 1 prints nothing
-    settings["batch_size"] *= 2  # what the two of them see in a step
-    blip_fine_tune_2.main(training_flags(demo, still_yaml, tmp_path / "alone", **settings))
-    for name in ("train", "validation"):
-        expected, found = (torch.tensor(rows_of(tmp_path / folder, name)) for folder in ("alone", "by_hand"))
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        words = command(*training_flags(demo, small_yaml, tmp_path / "by_hand", **settings))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(words, env=ENVIRONMENT | group, **pipes))
+    answers = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], answers
+    assert answers[1][0] == ""  # rank 1 prints nothing
+    told = train(*training_flags(demo, small_yaml, tmp_path / "torchrun", **settings), processes=2)
+    assert told.returncode == 0, told.stderr
+    (by_hand,), (torchrun,) = ((tmp_path / name).iterdir() for name in ("by_hand", "torchrun"))
+    for name in ("train_metrics.csv", "validation_metrics.csv"):
+        assert (by_hand / name).read_bytes() == (torchrun / name).read_bytes()
 
 
 def test_a_group_that_does_not_meet(monkeypatch, caplog):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
+from sprc.demo import scenes
 from sprc.demo.scenes import GROUP_SIZE, PLACES, RADII, Group
 
 OBJECTS = (2, 4)  # of a scene
@@ -87,10 +88,7 @@ def make_group(rng: random.Random, names: list[str]) -> Group[Product]:
 
 def change_between(old: Product | None, new: Product | None) -> str | None:
     """The kind of change from one variant to another if one sentence can say it, else None."""
-    if old is None or new is None:
-        return "add" if old is None else "remove"
-    changed = [kind for name, kind in KINDS.items() if getattr(old, name) != getattr(new, name)]
-    return changed[0] if len(changed) == 1 else None
+    return scenes.change_between(old, new, KINDS)
 
 
 def caption_of(old: Product | None, new: Product | None, rng: random.Random, said: Container[str] = ()) -> str:

@@ -24,13 +24,14 @@ PRODUCTS = {"images": 3000, "triplets": 3000, "val_images": 360, "val_triplets":
 PRETRAINING = Pretraining(steps=3000, learning_rate=1e-3, batch_size=64, warmup=WARMUP)
 
 
-class Demo:
-    """Generated scenes: a dataset, its boxes and its feature cache for every seed."""
+class Generated:
+    """A dataset of scenes that are made, its boxes and its feature cache for every seed; `name` is its folder's."""
 
+    name: str
     most_between = 6  # epochs between validations, at most
 
     def __init__(self, args: argparse.Namespace):
-        self.folder, self.device, self.difficulty = args.folder / "demo", args.device, args.difficulty
+        self.folder, self.device = args.folder / self.name, args.device
 
     def prepare(self, seed: int) -> None:
         """Make the dataset and the feature cache of a seed if they are not there."""
@@ -38,7 +39,11 @@ class Demo:
         fill_cache(TrainConfig(**self.settings(seed)))
 
     def make_dataset(self, seed: int) -> None:
-        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, seed=seed, difficulty=self.difficulty))
+        raise NotImplementedError
+
+    def backbone(self, seed: int) -> Path:
+        """The model's YAML file."""
+        raise NotImplementedError
 
     def schedule(self, epochs: int) -> dict:
         """A schedule that ends with the run."""
@@ -51,16 +56,43 @@ class Demo:
         return self.root(seed) / "boxes" / "cirr_boxes_train.json"
 
     def settings(self, seed: int) -> dict:
-        return generated_settings(self, seed, MODEL)
+        """The settings of a run from random weights."""
+        return {
+            "dataset": "CIRR",
+            "data_path": self.root(seed),
+            "backbone": str(self.backbone(seed)),
+            "weights": "random",
+            "batch_size": 64,
+            "num_workers": 0,
+            "feature_cache": str(self.folder / "features"),
+            "device": self.device,
+        }
 
 
-class Pretrained:
-    """Scenes of real products: what Demo has for every seed, and a Q-Former that an image-text stage has trained."""
+class Demo(Generated):
+    """Painted scenes."""
 
-    most_between = 6
+    name = "demo"
 
     def __init__(self, args: argparse.Namespace):
-        self.folder, self.device, self.pictures = args.folder / "products", args.device, args.photos
+        super().__init__(args)
+        self.difficulty = args.difficulty
+
+    def make_dataset(self, seed: int) -> None:
+        make_demo_dataset(self.root(seed), DemoSettings(**DEMO, seed=seed, difficulty=self.difficulty))
+
+    def backbone(self, seed: int) -> Path:
+        return MODEL
+
+
+class Pretrained(Generated):
+    """Scenes of real products, and for every seed a Q-Former that an image-text stage has trained."""
+
+    name = "products"
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        self.pictures = args.photos
         self.encoder = efficientnet_lite.RANDOM if args.random_encoder else efficientnet_lite.PRETRAINED
 
     @cached_property
@@ -74,30 +106,19 @@ class Pretrained:
         """
         if self.encoder == efficientnet_lite.PRETRAINED:
             efficientnet_lite.weights_path()
-        self.make_dataset(seed)
-        write_model(self.backbone(seed), list(self.photos.products), self.encoder)
-        fill_cache(TrainConfig(**self.settings(seed)))
+        super().prepare(seed)
 
     def make_dataset(self, seed: int) -> None:
+        """The dataset, and the model's YAML file, whose vocabulary is of its products."""
         make_product_dataset(self.root(seed), self.photos, ProductSettings(**PRODUCTS, seed=seed))
-
-    def schedule(self, epochs: int) -> dict:
-        """A schedule that ends with the run."""
-        return {"schedule_epochs": epochs, "warmup": WARMUP}
-
-    def root(self, seed: int) -> Path:
-        return self.folder / f"seed-{seed}"
+        write_model(self.backbone(seed), list(self.photos.products), self.encoder)
 
     def backbone(self, seed: int) -> Path:
-        """The model's YAML file."""
         return self.root(seed) / "model" / "model.yaml"
-
-    def true_boxes(self, seed: int) -> Path:
-        return self.root(seed) / "boxes" / "cirr_boxes_train.json"
 
     def settings(self, seed: int) -> dict:
         """The settings of a run; its weights are trained if they are not there."""
-        settings = generated_settings(self, seed, self.backbone(seed))
+        settings = super().settings(seed)
         weights = pretrained_weights(TrainConfig(**settings, seed=seed), PRETRAINING)
         return settings | {"weights": str(weights)}
 
@@ -140,21 +161,7 @@ class Cirr:
         }
 
 
-Source = Demo | Pretrained | Cirr
-
-
-def generated_settings(source: Demo | Pretrained, seed: int, backbone: Path) -> dict:
-    """The settings of a run on generated scenes, from random weights."""
-    return {
-        "dataset": "CIRR",
-        "data_path": source.root(seed),
-        "backbone": str(backbone),
-        "weights": "random",
-        "batch_size": 64,
-        "num_workers": 0,
-        "feature_cache": str(source.folder / "features"),
-        "device": source.device,
-    }
+Source = Generated | Cirr
 
 
 def fill_cache(config: TrainConfig) -> None:

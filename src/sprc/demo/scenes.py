@@ -1,7 +1,7 @@
 """Scenes of the demo dataset: objects on a 3x3 raster, the changes between them, and captions. No files here."""
 
 import random
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
@@ -164,11 +164,14 @@ def single_changes(changing: SceneObject, fixed: tuple[SceneObject, ...], diffic
     return [variant for variant in variants if variant != changing and variant.words not in words]
 
 
-def change_between(old: SceneObject | None, new: SceneObject | None) -> str | None:
-    """The kind of change from one variant to another if one caption can say it, else None."""
+def change_between(old: object | None, new: object | None, kinds: Mapping[str, str] = ATTRIBUTE_CHANGES) -> str | None:
+    """The kind of change from one variant to another if one caption can say it, else None.
+
+    `kinds` names the change of each attribute.
+    """
     if old is None or new is None:
         return "add" if old is None else "remove"
-    changed = [kind for name, kind in ATTRIBUTE_CHANGES.items() if getattr(old, name) != getattr(new, name)]
+    changed = [kind for name, kind in kinds.items() if getattr(old, name) != getattr(new, name)]
     return changed[0] if len(changed) == 1 else None
 
 
