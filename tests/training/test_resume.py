@@ -255,7 +255,7 @@ def test_a_worker_ends_with_its_parents_signal_alone():
     ready = context.Event()
     worker = context.Process(target=_wait_as_worker, args=(ready,))
     worker.start()
-    assert ready.wait(60)
+    assert ready.wait(30)
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process
     worker.join(0.3)
     assert worker.is_alive()
