@@ -149,6 +149,11 @@ def slow_loss(model, samples) -> torch.Tensor:
             scored = [j for j in others if regions[j]]
             scores = [scale * max(queries[i] @ region for region in regions[j]) for j in scored]
             losses.append(slow_cross_entropy(scores, scored.index(i)))
+        elif model.region_objective == "foreground" and samples["target_region_boxes"][i].tolist():
+            scored = [j for j in others if samples["target_region_boxes"][j].tolist()]
+            seen = [slow_foreground(model, target[j], samples["target_region_boxes"][j]) for j in scored]
+            scores = [max(queries[i] @ token for token in tokens) / model.temp for tokens in seen]
+            losses.append(slow_cross_entropy(scores, scored.index(i)))
         elif model.region_objective == "pairs":
             own = slow_regions(model, reference, samples["region_boxes"])[i]
             for row, column in best_assignment(own, regions[i]):
@@ -156,6 +161,22 @@ def slow_loss(model, samples) -> torch.Tensor:
                 scores = [scale * (own[row] @ region) for region in [regions[i][column], *negatives]]
                 losses.append(slow_cross_entropy(scores, 0))
     return torch.stack(losses).mean()
+
+
+def slow_foreground(model, embeds, boxes) -> torch.Tensor:
+    """The target tokens (Q, E) of an image (P + 1, D) whose other patches are not there at all."""
+    kept = [1 + 4 * row + column for row, column in product(range(4), range(4))
+            if any(slow_has(box, column, row) for box in (4 * boxes).tolist())]  # fmt: skip
+    return model.target_tokens(embeds[None, kept])[0]
+
+
+def slow_has(box: list[float], column: int, row: int) -> bool:
+    """Whether a box, in cells, covers a third of a cell's width and height, or has its centre there."""
+    x1, y1, x2, y2 = box
+    width, height = min(x2, column + 1) - max(x1, column), min(y2, row + 1) - max(y1, row)
+    centre = int((x1 + x2) / 2), int((y1 + y2) / 2)
+    by_width, by_height = width > 1 / 3 or centre[0] == column, height > 1 / 3 or centre[1] == row
+    return by_width and by_height
 
 
 def best_assignment(own, theirs) -> list[tuple[int, int]]:
@@ -206,13 +227,14 @@ def test_what_each_objective_trains(model, samples, objective):
     norms = gradient_norms(model, samples, objective)
     print(objective, {name: f"{norm:.1e}" for name, norm in norms.items()})
     assert (norms["cross-attention"] > 0) == (objective != "pairs")
-    assert (norms["vision_proj"] > 0) == (objective in ("tokens", "both"))
-    assert (norms["text_proj"] > 0) == (objective == "query")
-    assert norms["region_proj"] > 0
+    assert (norms["vision_proj"] > 0) == (objective in ("tokens", "both", "foreground"))
+    assert (norms["text_proj"] > 0) == (objective in ("query", "foreground"))
+    assert (norms["region_proj"] > 0) == (objective != "foreground")
+    assert (norms["temp"] > 0) == (objective == "foreground")  # SPRC's own loss, on other tokens
     assert norms["ln_vision"] > 0
-    assert norms["temp"] == norms["prompts"] == 0
+    assert norms["prompts"] == 0
     assert all(p.grad is None for p in model.visual_encoder.parameters())
-    assert model.region_logit_scale.grad != 0
+    assert bool(model.region_logit_scale.grad) == (objective != "foreground")
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
@@ -248,8 +270,9 @@ def test_a_batch_without_boxes_has_a_valid_graph(model, samples, objective, empt
     loss = region_loss(model, samples, region_boxes=empty, target_region_boxes=empty)
     assert loss == 0
     loss.backward()
-    assert torch.equal(model.region_proj.weight.grad, torch.zeros_like(model.region_proj.weight))
-    assert model.region_logit_scale.grad == 0
+    used = {name for name in OBJECTIVES[objective] if name != "region_logit_scale"}
+    assert all(not getattr(model, name).weight.grad.any() for name in used)
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -282,11 +305,11 @@ def test_four_arguments_are_enough_for_pairs_and_tokens(model, samples):
     for objective in ("pairs", "tokens"):
         model.region_objective = objective
         assert model.compute_region_loss(*arguments, **known) == region_loss(model, samples)
-    for objective, needed in (("query", "query"), ("compose", "fused"), ("both", "fused")):
+    for objective, needed in (("query", "query"), ("compose", "fused"), ("both", "fused"), ("foreground", "query")):
         model.region_objective = objective
         with pytest.raises(InputError, match=f"needs {needed} features"):
             model.compute_region_loss(*arguments)
-    with pytest.raises(InputError, match="pairs, tokens, query, compose, both"):
+    with pytest.raises(InputError, match="pairs, tokens, query, compose, both, foreground"):
         model.region_objective = "all"
 
 

@@ -189,6 +189,7 @@ WEIGHTS = {
     "query": (Weight(0.5, 0.5), Weight(0.1), Weight(0.5)),
     "compose": (Weight(0.5, 0.5), Weight(0.5), Weight(1.0)),
     "both": (Weight(0.5), Weight(1.0), Weight(1.0, 0.5)),
+    "foreground": (Weight(0.5), Weight(1.0), Weight(2.0)),
 }
 BOX_MAKERS = {
     "permuted": ("boxes permuted between images", permuted, 5),
@@ -213,6 +214,7 @@ ARMS = {
     **{objective: Arm(f"`{objective}`", objective, weights) for objective, weights in WEIGHTS.items()},
     **_with_other_boxes(WINNER),
     **_with_other_boxes("both", "both-"),
+    **_with_other_boxes("foreground", "foreground-"),
     "changed": Arm("`both`, the changed region alone", "both", WEIGHTS["both"], model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),

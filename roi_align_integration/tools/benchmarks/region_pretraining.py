@@ -134,16 +134,15 @@ def text_features(model: Blip2QformerCirAlignPrompt, text: Text) -> Tensor:
 
 
 def matching_loss(model: Blip2QformerCirAlignPrompt, image_embeds: Tensor, text: Text, scores: Tensor) -> Tensor:
-    """Cross-entropy of `itm_head` over B pairs that match and 2B that do not: every text with an image that is not its
-    own, and every image with such a text, drawn by their scores (B texts, B images).
+    """Cross-entropy of `itm_head` over B images: the first half with their own texts, the others with texts of other
+    images, drawn by their scores (B texts, B images).
     """
-    other_images, other_texts = hard_negatives(scores), hard_negatives(scores.T)
-    images = torch.cat([image_embeds, image_embeds[other_images], image_embeds])
-    ids, mask = (torch.cat([part, part, part[other_texts]]) for part in text)
-    logits = model.itm_head(model.fuse(images, ids, mask)).float().mean(dim=1)  # (3B, Q, H) -> (3B, 2)
-    count = len(scores)
-    match = (torch.arange(3 * count, device=logits.device) < count).long()
-    return F.cross_entropy(logits, match)
+    own = torch.arange(len(scores), device=scores.device)
+    match = own < len(scores) // 2
+    chosen = torch.where(match, own, hard_negatives(scores.T))
+    ids, mask = (part[chosen] for part in text)
+    logits = model.itm_head(model.fuse(image_embeds, ids, mask)).float().mean(dim=1)  # (B, Q, H) -> (B, 2)
+    return F.cross_entropy(logits, match.long())
 
 
 def hard_negatives(scores: Tensor) -> Tensor:

@@ -41,6 +41,24 @@ class Qformer(nn.Module):
         """Pass 3: the queries alone on an image -> (B, Q, H)."""
         return self._run(queries, None, image_embeds, query_length=queries.shape[1])
 
+    def encode_views(self, queries: Tensor, image_embeds: Tensor, seen: Tensor) -> Tensor:
+        """Pass 3 for V views of every image at once, `seen` (B, V, P + 1) bool -> (B, V, Q, H).
+
+        The queries of a view attend to each other, and to what the view sees. Each view is what a pass of its own would
+        give, but keys and values of an image are computed once.
+        """
+        batch, views, count = len(seen), seen.shape[1], queries.shape[1]
+        view = torch.arange(views, device=queries.device).repeat_interleave(count)  # (V Q,)
+        together = (view == view[:, None]).expand(batch, 1, -1, -1)  # (V Q, V Q) -> (B, 1, V Q, V Q)
+        output = self.model(
+            query_embeds=queries.repeat(1, views, 1),  # (B, Q, H) -> (B, V Q, H)
+            query_length=views * count,
+            attention_mask=together,
+            encoder_hidden_states=image_embeds,
+            encoder_attention_mask=seen[:, view][:, None],  # (B, V, P + 1) -> (B, 1, V Q, P + 1)
+        )
+        return output.last_hidden_state.unflatten(1, (views, count))
+
     @torch.no_grad()
     def image_attention(self, queries: Tensor, image_embeds: Tensor) -> Tensor:
         """Where the queries look in pass 3: the weights of the last cross-attention -> (B, Q, P + 1), float32.

@@ -84,19 +84,20 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
     def embed(self, samples: dict) -> dict[str, Tensor]:
         """All that the losses need of a batch, of its own images alone: batches can be joined (`joined_features`).
 
-        `query`, `prompted` (B, E), `target_tokens` (B, Q, E), `fused_mean` (B, H); with `use_region_loss` `regions`
-        (N, E), `region_owners` (N,), what the objective compares them with, and, if names are known, `target_ids`
-        (B,). Arguments and errors are those of `forward`.
+        `query`, `prompted` (B, E), `target_tokens` (B, Q, E), `fused_mean` (B, H); with `use_region_loss` also
+        `region_features` and, if names are known, `target_ids` (B,). Arguments and errors are those of `forward`.
         """
         input_ids, text_mask = self.tokenize(samples["text_input"])
         reference, target = self.encode_pair(samples["image"], samples["target"])  # (B, P + 1, D) each
         fused = self.fuse(reference, input_ids, text_mask)  # (B, Q, H)
         query, prompted = self.sentence_features(fused, input_ids, text_mask)  # (B, E) each
-        features = {"query": query, "prompted": prompted, "target_tokens": self.target_tokens(target)}
+        features = {"query": query, "prompted": prompted}
         features["fused_mean"] = fused.float().mean(dim=1)  # (B, Q, H) -> (B, H)
         if self.use_region_loss:
             features |= self.region_features(reference, target, *self.boxes_of(samples), fused)
             features |= image_ids(samples.get("target_names"), target.device)
+        if "target_tokens" not in features:
+            features["target_tokens"] = self.target_tokens(target)
         return features
 
     def losses(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,6 +209,11 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         """`ln_vision` output (B, P + 1, D) of gallery images -> their target tokens (B, Q, E), L2-normalised."""
         output = self.Qformer.encode_image(self.queries(len(image_embeds)), image_embeds)  # (B, Q, H)
         return unit(self.vision_proj(output))  # -> (B, Q, E)
+
+    def target_views(self, image_embeds: Tensor, seen: Tensor) -> Tensor:
+        """`target_tokens` of V views of every image, which see a part of it each, (B, V, P + 1) bool -> (B, V, Q, E)"""
+        output = self.Qformer.encode_views(self.queries(len(image_embeds)), image_embeds, seen)  # (B, V, Q, H)
+        return unit(self.vision_proj(output))  # -> (B, V, Q, E)
 
     @torch.no_grad()
     def token_attention(self, image_embeds: Tensor) -> Tensor:

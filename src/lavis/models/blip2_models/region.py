@@ -26,6 +26,7 @@ OBJECTIVES = {
     "query": ("region_proj", "region_logit_scale"),
     "compose": ("region_proj", "region_token_proj", "region_logit_scale"),
     "both": ("region_proj", "region_token_proj", "region_logit_scale"),
+    "foreground": (),
 }
 # Objective of `tokens_loss` -> the tokens that regions look for.
 TOKENS = {
@@ -127,7 +128,7 @@ def tokens_loss(regions: Tensor, owners: Tensor, tokens: Tensor, scale: Tensor, 
     """
     cosines = regions @ tokens.flatten(0, 1).T  # (N, E) x (E, B Q) -> (N, B Q)
     scores = cosines.view(len(regions), *tokens.shape[:2]).amax(dim=2)  # -> (N, B)
-    return _contrast(scores * scale, owners, same[owners])
+    return contrast(scores * scale, owners, same[owners])
 
 
 def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, same: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, 
     best = best.scatter_reduce(1, owners.expand(batch, -1), logits, "amax")  # (B, N) -> (B, B)
     best = best.masked_fill(~anchors[:, None], 0)  # keeps a row that does not count finite
     # The mean over anchors without picking them: a number of rows that only the GPU knows would make the host wait.
-    return (_contrast(best, places, same, "none") * anchors).sum() / anchors.sum()
+    return (contrast(best, places, same, "none") * anchors).sum() / anchors.sum()
 
 
 def pairs_loss(
@@ -163,7 +164,7 @@ def pairs_loss(
     if len(rows) == 0:
         return cosines.sum() * 0
     owners = reference_owners[rows]
-    return _contrast((cosines * scale)[rows], columns, same[owners][:, target_owners])
+    return contrast((cosines * scale)[rows], columns, same[owners][:, target_owners])
 
 
 def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +184,7 @@ def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple
     return row_numbers, column_numbers
 
 
-def _contrast(logits: Tensor, labels: Tensor, no_negative: Tensor, reduction: str = "mean") -> Tensor:
+def contrast(logits: Tensor, labels: Tensor, no_negative: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy of the rows; a column marked in `no_negative` counts only for rows of its own label."""
     if len(logits) == 0:
         return logits.sum() * 0

@@ -1,4 +1,4 @@
-"""The region side of the model: its parameters, its features and its loss; the mathematics is in `region.py`."""
+"""The region side of the model: its parameters, its features and its loss; the mathematics is in `region.py` and `foreground.py`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lavis.models.blip2_models.foreground import foreground_loss, patches_in_boxes, views_of
 from lavis.models.blip2_models.region import (
     OBJECTIVES,
     TOKENS,
@@ -28,12 +29,13 @@ REGION_SCALES = (1.0, 100.0)
 
 
 class RegionSide(nn.Module):
-    """What a model has for region features and the region loss; the model brings `config` and `target_tokens`.
+    """What a model has for region features and the region loss; the model brings what is declared here.
 
     Shapes: B batch, P patches, D ViT width, N regions, Q query tokens, H hidden size, E embed_dim.
     """
 
     config: ModelConfig
+    temp: nn.Parameter
 
     def add_region_parameters(self, config: ModelConfig) -> None:
         """Create what the objectives train, frozen until `use_region_loss`. Other parameters keep what a seed gives."""
@@ -58,6 +60,10 @@ class RegionSide(nn.Module):
         """The model's own: `ln_vision` output (B, P + 1, D) -> (B, Q, E), L2-normalised."""
         raise NotImplementedError
 
+    def target_views(self, image_embeds: Tensor, seen: Tensor) -> Tensor:
+        """The model's own: `target_tokens` of views, `seen` (B, V, P + 1) bool -> (B, V, Q, E), L2-normalised."""
+        raise NotImplementedError
+
     @property
     def use_region_loss(self) -> bool:
         """Whether `forward` returns `loss_region`; setting it frees or freezes the parameters of the objective."""
@@ -70,7 +76,7 @@ class RegionSide(nn.Module):
 
     @property
     def region_objective(self) -> str:
-        """`pairs`, `tokens`, `query`, `compose` or `both`, see `region.py`. Setting another raises InputError.
+        """One of `OBJECTIVES`, see `region.py` and `foreground.py`. Setting another raises InputError.
 
         A model by itself has `tokens`, for which images and boxes are enough; a training chooses (`TrainConfig`).
         """
@@ -124,13 +130,13 @@ class RegionSide(nn.Module):
         target_tokens: Tensor | None = None,
         target_names: Sequence[str] | None = None,
     ) -> Tensor:
-        """The region-level contrastive loss of `region_objective`, see `region.py`.
+        """The region-level contrastive loss of `region_objective`, see `region.py` and `foreground.py`.
 
         Args:
             ref_image_embeds, tgt_image_embeds: `ln_vision` output (B, P + 1, D) of references and targets.
             ref_boxes, tgt_boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
             fused: the queries fused with reference and sentence (B, Q, H); `compose` and `both` need them.
-            query: composed query features (B, E), L2-normalised; `query` needs them.
+            query: composed query features (B, E), L2-normalised; `query` and `foreground` need them.
             target_tokens: target tokens (B, Q, E), L2-normalised; computed if None, for an objective with them.
             target_names: B image names; an image that is in the batch more than once is not its own negative.
 
@@ -143,7 +149,7 @@ class RegionSide(nn.Module):
         features = {"query": query, "target_tokens": target_tokens} | self.region_features(
             ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes, fused
         )
-        if target_tokens is None and "target_tokens" in self._region_tokens:
+        if features["target_tokens"] is None and "target_tokens" in self._region_tokens:
             features["target_tokens"] = self.target_tokens(tgt_image_embeds)
         features |= image_ids(target_names, tgt_image_embeds.device)
         return self.region_loss(features, len(tgt_image_embeds))
@@ -156,10 +162,14 @@ class RegionSide(nn.Module):
         tgt_boxes: Sequence | None,
         fused: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Regions, their owners, and what the objective needs in addition to `query` and `target_tokens`.
+        """What the objective needs in addition to `query` and `target_tokens`, of each image alone.
 
-        Arguments are those of `compute_region_loss`. A subclass may choose other regions.
+        Regions (N, E) and their owners (N,), and what they are compared with; or `foreground_tokens` (B, Q, E), the
+        target tokens of the same pass, and `has_boxes` (B,). Arguments are those of `compute_region_loss`. A subclass
+        may choose other regions.
         """
+        if self.region_objective == "foreground":
+            return self._foreground_features(target, tgt_boxes)
         with torch.autocast(target.device.type, enabled=False):
             regions, owners = self._project_regions(target, tgt_boxes)
             features = {"regions": regions, "region_owners": owners}
@@ -170,12 +180,23 @@ class RegionSide(nn.Module):
                 features["region_tokens"] = unit(self.region_token_proj(self._given("fused", fused).float()))
             return features
 
+    def _foreground_features(self, target: Tensor, boxes: Sequence | None) -> dict[str, Tensor]:
+        """Target tokens of whole images, and of the patches in their boxes; and which images have any."""
+        flat, owners = flatten_boxes(boxes, len(target), target.device)
+        seen, has_boxes = views_of(patches_in_boxes(flat, owners, len(target), self._grid(target)))
+        whole, foreground = self.target_views(target, seen).unbind(dim=1)  # (B, 2, Q, E) -> (B, Q, E) each
+        return {"target_tokens": whole, "foreground_tokens": foreground, "has_boxes": has_boxes}
+
     def region_loss(self, features: Mapping[str, Tensor | None], batch: int) -> Tensor:
         """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
         given = {name: value for name, value in features.items() if value is not None}
-        regions, owners = given["regions"], given["region_owners"]
-        with torch.autocast(regions.device.type, enabled=False):
-            scale, same = self.region_scale, same_image(given.get("target_ids"), batch, regions.device)
+        device = self.temp.device
+        with torch.autocast(device.type, enabled=False):
+            same = same_image(given.get("target_ids"), batch, device)
+            if self.region_objective == "foreground":
+                seen = given["foreground_tokens"], given["has_boxes"]
+                return foreground_loss(self._given("query", given.get("query")), *seen, 1 / self.temp, same)
+            scale, regions, owners = self.region_scale, given["regions"], given["region_owners"]
             if self.region_objective == "pairs":
                 reference = given["reference_regions"], given["reference_region_owners"]
                 loss = pairs_loss(*reference, regions, owners, scale, same)
@@ -208,6 +229,11 @@ class RegionSide(nn.Module):
                 f"the region loss is on, but the samples have no {' and no '.join(absent)}: give `box_file`"
             )
         return samples[names[0]], samples[names[1]]
+
+    def _grid(self, image_embeds: Tensor) -> tuple[int, int]:
+        """(height, width) of the patch grid of the model's own input frame."""
+        side = self.config.vision.image_size
+        return grid_size(image_embeds.shape[1], (side, side), self.config.vision.patch_size)
 
     def _pool(self, image_embeds: Tensor, boxes: Tensor, owners: Tensor, image_size: tuple[int, int]) -> Tensor:
         grid = grid_size(image_embeds.shape[1], image_size, self.config.vision.patch_size)
