@@ -130,7 +130,9 @@ def slow_cross_entropy(logits: list[torch.Tensor], label: int) -> torch.Tensor:
 
 
 def slow_loss(model, samples) -> torch.Tensor:
-    """The objective in plain loops, from its definition in `region.py`."""
+    """The objective in plain loops, from its definition in `region.py` or `foreground.py`."""
+    if model.region_objective == "foreground":
+        return slow_foreground_loss(model, samples)
     reference, target = embeds_of(model, samples)
     names, scale = samples["target_names"], model.region_logit_scale.clamp(0, math.log(100)).exp()
     regions = slow_regions(model, target, samples["target_region_boxes"])
@@ -149,11 +151,6 @@ def slow_loss(model, samples) -> torch.Tensor:
             scored = [j for j in others if regions[j]]
             scores = [scale * max(queries[i] @ region for region in regions[j]) for j in scored]
             losses.append(slow_cross_entropy(scores, scored.index(i)))
-        elif model.region_objective == "foreground" and samples["target_region_boxes"][i].tolist():
-            scored = [j for j in others if samples["target_region_boxes"][j].tolist()]
-            seen = [slow_foreground(model, target[j], samples["target_region_boxes"][j]) for j in scored]
-            scores = [max(queries[i] @ token for token in tokens) / model.temp for tokens in seen]
-            losses.append(slow_cross_entropy(scores, scored.index(i)))
         elif model.region_objective == "pairs":
             own = slow_regions(model, reference, samples["region_boxes"])[i]
             for row, column in best_assignment(own, regions[i]):
@@ -163,11 +160,30 @@ def slow_loss(model, samples) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-def slow_foreground(model, embeds, boxes) -> torch.Tensor:
-    """The target tokens (Q, E) of an image (P + 1, D) whose other patches are not there at all."""
+def slow_foreground_loss(model, samples) -> torch.Tensor:
+    """`foreground` in plain loops: images whose other patches are not there at all."""
+    names = samples["target_names"]
+    boxes = samples["region_boxes"], samples["target_region_boxes"]
+    embeds = [list(of_images) for of_images in embeds_of(model, samples)]
+    parts = [[seen_part(e, b) for e, b in zip(*of_side, strict=True)] for of_side in zip(embeds, boxes, strict=True)]
+    total = 0
+    for of_reference, of_target in ((embeds[0], parts[1]), (parts[0], embeds[1]), (parts[0], parts[1])):
+        losses = []
+        for i in (i for i in range(4) if of_reference[i] is not None and of_target[i] is not None):
+            query = model.extract_query_features(of_reference[i][None], [TEXTS[i]])[0]
+            others = [j for j in range(4) if (j == i or names[j] != names[i]) and of_target[j] is not None]
+            tokens = [model.target_tokens(of_target[j][None])[0] for j in others]
+            scores = [max(query @ token for token in of_image) / model.temp for of_image in tokens]
+            losses.append(slow_cross_entropy(scores, others.index(i)))
+        total += torch.stack(losses).mean()
+    return total
+
+
+def seen_part(embeds, boxes) -> torch.Tensor | None:
+    """The patches (n, D) of an image (P + 1, D) that its boxes have; None without boxes."""
     kept = [1 + 4 * row + column for row, column in product(range(4), range(4))
             if any(slow_has(box, column, row) for box in (4 * boxes).tolist())]  # fmt: skip
-    return model.target_tokens(embeds[None, kept])[0]
+    return embeds[kept] if kept else None
 
 
 def slow_has(box: list[float], column: int, row: int) -> bool:
@@ -282,7 +298,7 @@ def test_a_batch_of_one_and_one_image_with_boxes_are_never_negative(model, sampl
     assert region_loss(model, one) == 0  # nothing to tell it from
     alone = [None, None, [[0.1, 0.1, 0.6, 0.6]], None]
     loss = region_loss(model, samples, region_boxes=alone, target_region_boxes=alone)
-    assert loss > 0 if objective in TOKENS else loss == 0
+    assert loss > 0 if objective in (*TOKENS, "foreground") else loss == 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -305,10 +321,12 @@ def test_four_arguments_are_enough_for_pairs_and_tokens(model, samples):
     for objective in ("pairs", "tokens"):
         model.region_objective = objective
         assert model.compute_region_loss(*arguments, **known) == region_loss(model, samples)
-    for objective, needed in (("query", "query"), ("compose", "fused"), ("both", "fused"), ("foreground", "query")):
+    for objective, needed in (("query", "query"), ("compose", "fused"), ("both", "fused"), ("foreground", "text")):
         model.region_objective = objective
-        with pytest.raises(InputError, match=f"needs {needed} features"):
+        with pytest.raises(InputError, match=f"needs {needed}: give {needed}="):
             model.compute_region_loss(*arguments)
+    model.region_objective = "foreground"
+    assert model.compute_region_loss(*arguments, text=TEXTS, **known) == region_loss(model, samples)
     with pytest.raises(InputError, match="pairs, tokens, query, compose, both, foreground"):
         model.region_objective = "all"
 

@@ -189,7 +189,7 @@ WEIGHTS = {
     "query": (Weight(0.5, 0.5), Weight(0.1), Weight(0.5)),
     "compose": (Weight(0.5, 0.5), Weight(0.5), Weight(1.0)),
     "both": (Weight(0.5), Weight(1.0), Weight(1.0, 0.5)),
-    "foreground": (Weight(0.5), Weight(1.0), Weight(2.0)),
+    "foreground": (Weight(1.0), Weight(0.5), Weight(1.0, 1.0)),
 }
 BOX_MAKERS = {
     "permuted": ("boxes permuted between images", permuted, 5),

@@ -47,7 +47,7 @@ REGION_WEIGHTS = {
     "query": RegionWeight(0.5, 0.5),
     "compose": RegionWeight(0.5, 0.5),
     "both": RegionWeight(0.5),
-    "foreground": RegionWeight(0.5),
+    "foreground": RegionWeight(1.0),
 }
 
 
@@ -120,15 +120,15 @@ class RegionOptions:
     region_objective: str = option(
         "pairs: regions of reference and target, one to one; tokens: target regions find their image through the"
         " target tokens; query: the query finds the best region of its target; compose: target regions find the query"
-        " that reference and sentence are composed to; both: tokens and compose, half each; foreground: the query finds"
-        " its target among targets seen through their boxes alone",
+        " that reference and sentence are composed to; both: tokens and compose, half each; foreground: the query"
+        " finds its target, the images of one or both seen through their boxes alone",
         default="compose",
         choices=tuple(REGION_WEIGHTS),
         only_with="use_region_loss",
     )
     loss_region: float | None = option(
         "weight of the region loss, constant (default: the objective's own: compose, tokens and query 0.5, falling to 0"
-        " at half time; both and foreground 0.5; pairs 0.1)"
+        " at half time; both 0.5; foreground 1; pairs 0.1)"
     )
     loss_region_until: float | None = option(
         "with --loss-region: its weight falls linearly to 0 at this part of the training (default: constant)",

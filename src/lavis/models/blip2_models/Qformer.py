@@ -42,22 +42,31 @@ class Qformer(nn.Module):
         return self._run(queries, None, image_embeds, query_length=queries.shape[1])
 
     def encode_views(self, queries: Tensor, image_embeds: Tensor, seen: Tensor) -> Tensor:
-        """Pass 3 for V views of every image at once, `seen` (B, V, P + 1) bool -> (B, V, Q, H).
+        """Pass 3 for V views of every image at once, see `fuse_views` -> (B, V, Q, H)."""
+        no_text = torch.zeros(len(seen), 0, dtype=torch.long, device=seen.device)
+        return self.fuse_views(queries, no_text, no_text, image_embeds, seen)
 
-        The queries of a view attend to each other, and to what the view sees. Each view is what a pass of its own would
-        give, but keys and values of an image are computed once.
+    def fuse_views(
+        self, queries: Tensor, input_ids: Tensor, text_mask: Tensor, image_embeds: Tensor, seen: Tensor
+    ) -> Tensor:
+        """The queries of pass 1 for V views of every image at once, `seen` (B, V, P + 1) bool -> (B, V, Q, H).
+
+        Queries and text of a view attend to each other, and its queries to what the view sees. Each view is what a pass
+        of its own would give, but keys and values of an image are computed once.
         """
-        batch, views, count = len(seen), seen.shape[1], queries.shape[1]
-        view = torch.arange(views, device=queries.device).repeat_interleave(count)  # (V Q,)
-        together = (view == view[:, None]).expand(batch, 1, -1, -1)  # (V Q, V Q) -> (B, 1, V Q, V Q)
+        views, count, length = seen.shape[1], queries.shape[1], input_ids.shape[1]
+        embeds = torch.cat([queries.repeat(1, views, 1), self._embed_text(input_ids).repeat(1, views, 1)], dim=1)
+        numbers = torch.arange(views, device=seen.device)
+        of_query, of_text = numbers.repeat_interleave(count), numbers.repeat_interleave(length)  # (V Q,), (V L,)
+        view = torch.cat([of_query, of_text])
         output = self.model(
-            query_embeds=queries.repeat(1, views, 1),  # (B, Q, H) -> (B, V Q, H)
+            query_embeds=embeds,  # (B, V (Q + L), H)
             query_length=views * count,
-            attention_mask=together,
+            attention_mask=attention_mask(text_mask.repeat(1, views), len(view)) & (view == view[:, None]),
             encoder_hidden_states=image_embeds,
-            encoder_attention_mask=seen[:, view][:, None],  # (B, V, P + 1) -> (B, 1, V Q, P + 1)
+            encoder_attention_mask=seen[:, of_query][:, None],  # (B, V, P + 1) -> (B, 1, V Q, P + 1)
         )
-        return output.last_hidden_state.unflatten(1, (views, count))
+        return output.last_hidden_state[:, : views * count].unflatten(1, (views, count))
 
     @torch.no_grad()
     def image_attention(self, queries: Tensor, image_embeds: Tensor) -> Tensor:

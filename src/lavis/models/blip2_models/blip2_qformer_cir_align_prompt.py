@@ -1,5 +1,7 @@
 """SPRC's model: composed image retrieval with sentence-level prompts (https://arxiv.org/abs/2310.05473)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from lavis.models.blip2_models.scores import INITIAL_TEMPERATURE, token_scores, 
 from lavis.models.eva_vit import build_vision_encoder, use_half_precision
 from lavis.models.model_config import ModelConfig
 from sprc.core.errors import InputError
+
+Text = tuple[Tensor, Tensor]  # ids and mask, (B, L) each
 
 
 @registry.register_model("blip2_cir_align_prompt")
@@ -85,20 +89,44 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         """All that the losses need of a batch, of its own images alone: batches can be joined (`joined_features`).
 
         `query`, `prompted` (B, E), `target_tokens` (B, Q, E), `fused_mean` (B, H); with `use_region_loss` also
-        `region_features` and, if names are known, `target_ids` (B,). Arguments and errors are those of `forward`.
+        `region_features` or `foreground_features` and, if names are known, `target_ids` (B,). Arguments and errors are
+        those of `forward`.
         """
-        input_ids, text_mask = self.tokenize(samples["text_input"])
+        text = self.tokenize(samples["text_input"])  # ids and mask, (B, L) each
         reference, target = self.encode_pair(samples["image"], samples["target"])  # (B, P + 1, D) each
-        fused = self.fuse(reference, input_ids, text_mask)  # (B, Q, H)
-        query, prompted = self.sentence_features(fused, input_ids, text_mask)  # (B, E) each
-        features = {"query": query, "prompted": prompted}
-        features["fused_mean"] = fused.float().mean(dim=1)  # (B, Q, H) -> (B, H)
+        boxes = self.boxes_of(samples) if self.use_region_loss else (None, None)
+        if self.sees_foreground:
+            features = self.foreground_features(reference, target, *boxes, text)
+        else:
+            fused = self.fuse(reference, *text)  # (B, Q, H)
+            features = self._sentence(fused, text) | {"target_tokens": self.target_tokens(target)}
+            if self.use_region_loss:
+                features |= self.region_features(reference, target, *boxes, fused)
         if self.use_region_loss:
-            features |= self.region_features(reference, target, *self.boxes_of(samples), fused)
             features |= image_ids(samples.get("target_names"), target.device)
-        if "target_tokens" not in features:
-            features["target_tokens"] = self.target_tokens(target)
         return features
+
+    def foreground_features(
+        self, reference: Tensor, target: Tensor, ref_boxes: Sequence | None, tgt_boxes: Sequence | None, text: Text
+    ) -> dict[str, Tensor]:
+        """`embed` for the objective `foreground`: both images seen whole, and through their boxes alone.
+
+        Whole as ever: `query`, `prompted`, `target_tokens`, `fused_mean`. Through the boxes: `foreground_query` (B, E)
+        and `foreground_tokens` (B, Q, E); `has_boxes` (B, 2) says which references and targets have any.
+        """
+        seen_of_reference, reference_has = self.seen_by_views(reference, ref_boxes)  # (B, 2, P + 1), (B,)
+        seen_of_target, target_has = self.seen_by_views(target, tgt_boxes)
+        queries = self.queries(len(reference))
+        fused, foreground = self.Qformer.fuse_views(queries, *text, reference, seen_of_reference).unbind(dim=1)
+        tokens = unit(self.vision_proj(self.Qformer.encode_views(queries, target, seen_of_target)))  # (B, 2, Q, E)
+        features = self._sentence(fused, text) | {"foreground_query": self.query_feature(foreground, *text)}
+        features |= dict(zip(("target_tokens", "foreground_tokens"), tokens.unbind(dim=1), strict=True))
+        return features | {"has_boxes": torch.stack([reference_has, target_has], dim=1)}
+
+    def _sentence(self, fused: Tensor, text: Text) -> dict[str, Tensor]:
+        """What the losses need of the fused queries (B, Q, H): `query`, `prompted` (B, E), `fused_mean` (B, H)."""
+        query, prompted = self.sentence_features(fused, *text)
+        return {"query": query, "prompted": prompted, "fused_mean": fused.float().mean(dim=1)}
 
     def losses(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """The named losses of what `embed` gave, of one batch or of several that were joined."""
@@ -209,11 +237,6 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         """`ln_vision` output (B, P + 1, D) of gallery images -> their target tokens (B, Q, E), L2-normalised."""
         output = self.Qformer.encode_image(self.queries(len(image_embeds)), image_embeds)  # (B, Q, H)
         return unit(self.vision_proj(output))  # -> (B, Q, E)
-
-    def target_views(self, image_embeds: Tensor, seen: Tensor) -> Tensor:
-        """`target_tokens` of V views of every image, which see a part of it each, (B, V, P + 1) bool -> (B, V, Q, E)"""
-        output = self.Qformer.encode_views(self.queries(len(image_embeds)), image_embeds, seen)  # (B, V, Q, H)
-        return unit(self.vision_proj(output))  # -> (B, V, Q, E)
 
     @torch.no_grad()
     def token_attention(self, image_embeds: Tensor) -> Tensor:

@@ -47,14 +47,37 @@ def views_of(patches: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([whole, inside | ~has_patch[:, None]], dim=1), has_patch
 
 
-def foreground_loss(queries: Tensor, tokens: Tensor, has_boxes: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Every composed query finds its target in the batch, all targets seen through their boxes alone.
+def foreground_loss(
+    queries: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor], has_boxes: Tensor, scale: Tensor, same: Tensor
+) -> Tensor:
+    """SPRC's own loss on what is seen through the boxes: the query finds its target in the batch, as a sum of three.
 
-    It is SPRC's own loss on other target tokens: no parameter is new, and the background cannot be learned by heart.
-    Queries (B, E) and tokens (B, Q, E) are L2-normalised. `same` (B, B) marks places with the same target image, which
-    are no negatives. A target without boxes, `has_boxes` (B,), is neither a positive nor a negative.
+    The query of the whole reference finds targets seen through their boxes; the query of the reference seen so finds
+    whole targets; and it finds targets seen so. No parameter is new, and a background cannot be learned by heart.
+
+    Args:
+        queries: (B, E) of whole references and of those seen through boxes, L2-normalised.
+        tokens: target tokens (B, Q, E) of whole targets and of those seen through boxes, L2-normalised.
+        has_boxes: (B, 2), of references and targets. One without is no anchor or no candidate if it has to be seen so.
+        scale: 1 / temperature.
+        same: (B, B), places with the same target image, which are no negatives.
     """
+    (whole_query, query), (whole_target, target) = queries, tokens
+    reference_has, target_has = has_boxes.unbind(dim=1)
+    every = torch.ones_like(target_has)
+    return (
+        _query_to_target(whole_query, target, every, target_has, scale, same)
+        + _query_to_target(query, whole_target, reference_has, every, scale, same)
+        + _query_to_target(query, target, reference_has, target_has, scale, same)
+    )
+
+
+def _query_to_target(
+    queries: Tensor, tokens: Tensor, is_anchor: Tensor, is_candidate: Tensor, scale: Tensor, same: Tensor
+) -> Tensor:
+    """The mean loss of the anchors whose own target is a candidate; 0, with a gradient of 0, without any."""
     places = torch.arange(len(queries), device=queries.device)
-    losses = contrast(token_scores(queries, tokens) * scale, places, same | ~has_boxes, "none")  # (B, B) -> (B,)
+    losses = contrast(token_scores(queries, tokens) * scale, places, same | ~is_candidate, "none")  # (B, B) -> (B,)
     # The mean over some rows without picking them: how many there are only the GPU knows, and the host would wait.
-    return (losses * has_boxes).sum() / has_boxes.sum().clamp(min=1)
+    counts = is_anchor & is_candidate
+    return (losses * counts).sum() / counts.sum().clamp(min=1)

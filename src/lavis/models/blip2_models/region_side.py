@@ -1,8 +1,8 @@
-"""The region side of the model: its parameters, its features and its loss; the mathematics is in `region.py` and `foreground.py`."""
+"""The region side of the model: parameters, features and loss; the mathematics is in `region.py`, `foreground.py`."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from sprc.core.errors import InputError
 
 # The scale of region scores, 1 / temperature: learned in its logarithm, and kept between these, as in CLIP.
 REGION_SCALES = (1.0, 100.0)
+T = TypeVar("T")
 
 
 class RegionSide(nn.Module):
@@ -60,8 +61,19 @@ class RegionSide(nn.Module):
         """The model's own: `ln_vision` output (B, P + 1, D) -> (B, Q, E), L2-normalised."""
         raise NotImplementedError
 
-    def target_views(self, image_embeds: Tensor, seen: Tensor) -> Tensor:
-        """The model's own: `target_tokens` of views, `seen` (B, V, P + 1) bool -> (B, V, Q, E), L2-normalised."""
+    def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """The model's own: B captions -> ids and mask, (B, L) each."""
+        raise NotImplementedError
+
+    def foreground_features(
+        self,
+        reference: Tensor,
+        target: Tensor,
+        ref_boxes: Sequence | None,
+        tgt_boxes: Sequence | None,
+        text: tuple[Tensor, Tensor],
+    ) -> dict[str, Tensor]:
+        """The model's own: what `foreground_loss` needs, of each image alone."""
         raise NotImplementedError
 
     @property
@@ -88,6 +100,11 @@ class RegionSide(nn.Module):
             raise InputError(f"unknown region objective {name!r}: use one of {', '.join(OBJECTIVES)}")
         self._region_objective = name
         self._free_region_parameters()
+
+    @property
+    def sees_foreground(self) -> bool:
+        """Whether a training sees images through their boxes."""
+        return self.use_region_loss and self.region_objective == "foreground"
 
     @property
     def _region_tokens(self) -> tuple[str, ...]:
@@ -128,6 +145,7 @@ class RegionSide(nn.Module):
         fused: Tensor | None = None,
         query: Tensor | None = None,
         target_tokens: Tensor | None = None,
+        text: list[str] | None = None,
         target_names: Sequence[str] | None = None,
     ) -> Tensor:
         """The region-level contrastive loss of `region_objective`, see `region.py` and `foreground.py`.
@@ -136,8 +154,9 @@ class RegionSide(nn.Module):
             ref_image_embeds, tgt_image_embeds: `ln_vision` output (B, P + 1, D) of references and targets.
             ref_boxes, tgt_boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
             fused: the queries fused with reference and sentence (B, Q, H); `compose` and `both` need them.
-            query: composed query features (B, E), L2-normalised; `query` and `foreground` need them.
+            query: composed query features (B, E), L2-normalised; `query` needs them.
             target_tokens: target tokens (B, Q, E), L2-normalised; computed if None, for an objective with them.
+            text: B processed captions; `foreground` needs them, and nothing else.
             target_names: B image names; an image that is in the batch more than once is not its own negative.
 
         Returns:
@@ -146,10 +165,13 @@ class RegionSide(nn.Module):
         Raises:
             InputError: a wrong box, or an objective without the features that it needs.
         """
-        features = {"query": query, "target_tokens": target_tokens} | self.region_features(
-            ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes, fused
-        )
-        if features["target_tokens"] is None and "target_tokens" in self._region_tokens:
+        images = ref_image_embeds, tgt_image_embeds, ref_boxes, tgt_boxes
+        features: dict[str, Tensor | None] = {"query": query, "target_tokens": target_tokens}
+        if self.region_objective == "foreground":
+            features |= self.foreground_features(*images, self.tokenize(self._given("text", text)))
+        else:
+            features |= self.region_features(*images, fused)
+        if target_tokens is None and "target_tokens" in self._region_tokens:
             features["target_tokens"] = self.target_tokens(tgt_image_embeds)
         features |= image_ids(target_names, tgt_image_embeds.device)
         return self.region_loss(features, len(tgt_image_embeds))
@@ -162,14 +184,10 @@ class RegionSide(nn.Module):
         tgt_boxes: Sequence | None,
         fused: Tensor | None,
     ) -> dict[str, Tensor]:
-        """What the objective needs in addition to `query` and `target_tokens`, of each image alone.
+        """Regions, their owners, and what the objective needs in addition to `query` and `target_tokens`.
 
-        Regions (N, E) and their owners (N,), and what they are compared with; or `foreground_tokens` (B, Q, E), the
-        target tokens of the same pass, and `has_boxes` (B,). Arguments are those of `compute_region_loss`. A subclass
-        may choose other regions.
+        Arguments are those of `compute_region_loss`. A subclass may choose other regions.
         """
-        if self.region_objective == "foreground":
-            return self._foreground_features(target, tgt_boxes)
         with torch.autocast(target.device.type, enabled=False):
             regions, owners = self._project_regions(target, tgt_boxes)
             features = {"regions": regions, "region_owners": owners}
@@ -180,12 +198,10 @@ class RegionSide(nn.Module):
                 features["region_tokens"] = unit(self.region_token_proj(self._given("fused", fused).float()))
             return features
 
-    def _foreground_features(self, target: Tensor, boxes: Sequence | None) -> dict[str, Tensor]:
-        """Target tokens of whole images, and of the patches in their boxes; and which images have any."""
-        flat, owners = flatten_boxes(boxes, len(target), target.device)
-        seen, has_boxes = views_of(patches_in_boxes(flat, owners, len(target), self._grid(target)))
-        whole, foreground = self.target_views(target, seen).unbind(dim=1)  # (B, 2, Q, E) -> (B, Q, E) each
-        return {"target_tokens": whole, "foreground_tokens": foreground, "has_boxes": has_boxes}
+    def seen_by_views(self, image_embeds: Tensor, boxes: Sequence | None) -> tuple[Tensor, Tensor]:
+        """What two views of every image see, (B, 2, P + 1) bool, and which images have boxes: `views_of`."""
+        flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
+        return views_of(patches_in_boxes(flat, owners, len(image_embeds), self._grid(image_embeds)))
 
     def region_loss(self, features: Mapping[str, Tensor | None], batch: int) -> Tensor:
         """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
@@ -194,8 +210,9 @@ class RegionSide(nn.Module):
         with torch.autocast(device.type, enabled=False):
             same = same_image(given.get("target_ids"), batch, device)
             if self.region_objective == "foreground":
-                seen = given["foreground_tokens"], given["has_boxes"]
-                return foreground_loss(self._given("query", given.get("query")), *seen, 1 / self.temp, same)
+                queries = given["query"], given["foreground_query"]
+                tokens = given["target_tokens"], given["foreground_tokens"]
+                return foreground_loss(queries, tokens, given["has_boxes"], 1 / self.temp, same)
             scale, regions, owners = self.region_scale, given["regions"], given["region_owners"]
             if self.region_objective == "pairs":
                 reference = given["reference_regions"], given["reference_region_owners"]
@@ -207,12 +224,10 @@ class RegionSide(nn.Module):
                 loss = cast(Tensor, sum(sides)) / len(sides)
             return loss + self._zero_of_region_parameters()
 
-    def _given(self, name: str, features: Tensor | None) -> Tensor:
-        if features is None:
-            raise InputError(
-                f"the region objective {self.region_objective} needs {name} features: give {name}=, as forward does"
-            )
-        return features
+    def _given(self, name: str, value: T | None) -> T:
+        if value is None:
+            raise InputError(f"the region objective {self.region_objective} needs {name}: give {name}=")
+        return value
 
     def _zero_of_region_parameters(self) -> Tensor:
         """0, with a gradient of 0 on all that the objective trains: so a batch without regions has a valid graph."""
