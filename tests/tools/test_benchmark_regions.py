@@ -340,8 +340,9 @@ def test_a_regime_has_settings_seeds_and_files_of_its_own(tmp_path):
     }
     assert {job.learning_rate for job in plan(arguments(*arms), [])} == {SCRATCH.learning_rates[0]}
     assert args.csv == PRETRAINED.csv != arguments().csv
-    own = replace(PRETRAINED, weights={WINNER: (Weight(7.0),)})
-    assert trials(WINNER, own) == trials("permuted", own) == [(PRETRAINED.learning_rates[0], Weight(7.0))]
+    own = replace(PRETRAINED, weights={WINNER: (Weight(7.0), Weight(8.0))})
+    rate = PRETRAINED.learning_rates[0]
+    assert trials(WINNER, own) == trials("permuted", own) == [(rate, Weight(7.0)), (rate, Weight(8.0))]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ OF_PRETRAINED = ("photos", "install_encoder", "random_encoder")
 CONTROLS = {
     WINNER: ["none", "both", "permuted", "whole", "grid"],
     "both": ["none", "both-permuted", "both-whole", "both-grid"],
+    "foreground": ["none", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole", "grid"))],
 }
 
 
@@ -125,7 +126,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
     check_together(args)
     regime, quick = REGIMES[args.regime], args.stage == "quick"
-    few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(ARMS)
+    few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(regime.arms)
     args.arms = args.arms or (["none"] if args.random_encoder else few)
     args.seeds = args.seeds or (
         regime.tune_seeds if args.stage == "tune" else regime.report_seeds[: 3 if quick else None]

@@ -21,7 +21,7 @@ SCENES = ("cluttered", "plain")  # difficulties; the first is that of the commit
 WARMUP = 0.1
 # Of the pretrained regime.
 PRODUCTS = {"images": 3000, "triplets": 3000, "val_images": 360, "val_triplets": 4000, "other_images": 4002}
-PRETRAINING = Pretraining(steps=3000, learning_rate=1e-3, batch_size=64, warmup=WARMUP)
+PRETRAINING = Pretraining(steps=2400, learning_rate=1e-3, batch_size=64, warmup=WARMUP)
 
 
 class Generated:

@@ -33,7 +33,8 @@ def trials(arm: str, regime: Regime = SCRATCH) -> list[tuple[float, Weight | Non
     objective, rates = ARMS[arm].objective, regime.learning_rates
     if objective is None:
         return [(rate, None) for rate in rates]
-    return [(rates[0], weight) for weight in regime.weights.get(objective, ARMS[arm].weights)]
+    weights = regime.weights.get(objective, ARMS[arm].weights)
+    return [(rates[0], weight) for weight in weights[: len(rates)]]
 
 
 def chosen_setting(arm: str, rows: list[Row], regime: Regime = SCRATCH) -> tuple[float, Weight | None]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from region_arms import Weight
+from region_arms import ARMS, BOX_MAKERS, Weight
 
+from lavis.models.blip2_models.region import OBJECTIVES
 from sprc.core.places import REPOSITORY
 
 DOCS = REPOSITORY / "roi_align_integration" / "docs"
@@ -16,9 +17,9 @@ STAGES = ("report", "tune", "longer", "quick")
 class Regime:
     """The numbers of a regime.
 
-    `learning_rates` are tried by an arm without regions, and the others have the first of them. `weights` are the
-    settings of an objective's region loss to try where they are others than the arm's own; as many as learning rates.
-    `epochs` are those of each of `STAGES`. No reported seed was tuned on. `csv` has the committed rows.
+    `learning_rates` are tried by an arm without regions. The others have the first of them, and try as many weights of
+    their region loss: `weights` by objective, or else the arm's own. `epochs` are those of each of `STAGES`. `arms` are
+    run if none are asked for. No reported seed was tuned on. `csv` has the committed rows.
     """
 
     csv: Path
@@ -26,6 +27,7 @@ class Regime:
     epochs: Mapping[str, int]
     report_seeds: tuple[int, ...]
     tune_seeds: tuple[int, ...]
+    arms: tuple[str, ...]
     weights: Mapping[str, tuple[Weight, ...]] = field(default_factory=dict)
 
 
@@ -35,12 +37,14 @@ SCRATCH = Regime(
     epochs={"report": 85, "tune": 85, "longer": 127, "quick": 61},
     report_seeds=tuple(range(8)),
     tune_seeds=(100,),
+    arms=tuple(ARMS),
 )
 PRETRAINED = Regime(
     csv=DOCS / "benchmark_regions_pretrained.csv",
-    learning_rates=(2e-4, 1e-4, 4e-4),
-    epochs={"report": 31, "tune": 31, "longer": 46, "quick": 31},
+    learning_rates=(1e-3, 5e-4),
+    epochs={"report": 13, "tune": 13, "longer": 19, "quick": 13},
     report_seeds=tuple(range(400, 408)),
     tune_seeds=(300, 301, 302),
+    arms=("none", *OBJECTIVES, *(f"foreground-{boxes}" for boxes in BOX_MAKERS), "text", "image"),
 )
 REGIMES = {"scratch": SCRATCH, "pretrained": PRETRAINED}
