@@ -40,7 +40,7 @@ def test_made_up_annotations_have_the_size_of_cirr_val():
     assert (len(captions), len(set(names))) == (4181, 2297)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_main_prints_a_line_per_version_and_the_metrics(tmp_path, capfd):
     captions, names = made_up_annotations(queries=10, images=20)
     for name, content in (("captions/cap", captions), ("image_splits/split", dict.fromkeys(names, "./dev/x.png"))):

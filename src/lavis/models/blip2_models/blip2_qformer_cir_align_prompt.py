@@ -12,7 +12,7 @@ from lavis.common.registry import registry
 from lavis.models.blip2_models.frozen_features import FrozenFeatures
 from lavis.models.blip2_models.lavis_features import LavisFeatures
 from lavis.models.blip2_models.Qformer import Qformer
-from lavis.models.blip2_models.region import PREFIX_TOKENS, grid_size, image_ids
+from lavis.models.blip2_models.region import PREFIX_TOKENS, image_ids
 from lavis.models.blip2_models.region_side import RegionSide
 from lavis.models.blip2_models.scores import INITIAL_TEMPERATURE, token_scores, unit
 from lavis.models.eva_vit import build_vision_encoder, use_half_precision
@@ -245,10 +245,8 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         It is the last cross-attention on the patch grid of the input frame, rows from top to bottom. CLS is left out
         and the rest is not scaled up again: a token's map sums to 1 minus its attention to CLS.
         """
-        side = self.config.vision.image_size
-        grid = grid_size(image_embeds.shape[1], (side, side), self.config.vision.patch_size)
         weights = self.Qformer.image_attention(self.queries(len(image_embeds)), image_embeds)  # (B, Q, P + 1)
-        return weights[..., PREFIX_TOKENS:].unflatten(2, grid)  # -> (B, Q, g, g)
+        return weights[..., PREFIX_TOKENS:].unflatten(2, self.own_grid(image_embeds))  # -> (B, Q, g, g)
 
     def _contrastive_loss(self, queries: Tensor, target_tokens: Tensor) -> Tensor:
         """Cross-entropy of scores / temp against the diagonal, query to target only."""

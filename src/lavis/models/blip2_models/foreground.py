@@ -5,9 +5,10 @@ says to which image of the batch a box belongs. Boxes are xyxy in [0, 1] of the 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lavis.models.blip2_models.region import PREFIX_TOKENS, contrast
+from lavis.models.blip2_models.region import PREFIX_TOKENS, contrast_of
 from lavis.models.blip2_models.scores import token_scores
 
 LEAST_COVERED = 1 / 3  # of a patch's width, and of its height
@@ -42,7 +43,7 @@ def views_of(patches: Tensor) -> tuple[Tensor, Tensor]:
     image without such a patch is seen whole.
     """
     has_patch = patches.any(dim=1)
-    inside = torch.nn.functional.pad(patches, (PREFIX_TOKENS, 0))  # (B, P) -> (B, P + 1)
+    inside = F.pad(patches, (PREFIX_TOKENS, 0))  # (B, P) -> (B, P + 1)
     whole = torch.ones_like(inside)
     return torch.stack([whole, inside | ~has_patch[:, None]], dim=1), has_patch
 
@@ -77,7 +78,5 @@ def _query_to_target(
 ) -> Tensor:
     """The mean loss of the anchors whose own target is a candidate; 0, with a gradient of 0, without any."""
     places = torch.arange(len(queries), device=queries.device)
-    losses = contrast(token_scores(queries, tokens) * scale, places, same | ~is_candidate, "none")  # (B, B) -> (B,)
-    # The mean over some rows without picking them: how many there are only the GPU knows, and the host would wait.
-    counts = is_anchor & is_candidate
-    return (losses * counts).sum() / counts.sum().clamp(min=1)
+    logits = token_scores(queries, tokens) * scale  # (B, B)
+    return contrast_of(is_anchor & is_candidate, logits, places, same | ~is_candidate)

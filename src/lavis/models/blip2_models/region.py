@@ -128,7 +128,7 @@ def tokens_loss(regions: Tensor, owners: Tensor, tokens: Tensor, scale: Tensor, 
     """
     cosines = regions @ tokens.flatten(0, 1).T  # (N, E) x (E, B Q) -> (N, B Q)
     scores = cosines.view(len(regions), *tokens.shape[:2]).amax(dim=2)  # -> (N, B)
-    return contrast(scores * scale, owners, same[owners])
+    return _contrast(scores * scale, owners, same[owners])
 
 
 def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, same: Tensor) -> Tensor:
@@ -146,8 +146,7 @@ def query_loss(regions: Tensor, owners: Tensor, queries: Tensor, scale: Tensor, 
     best = logits.new_full((batch, batch), -torch.inf)  # stays so for a target without regions: no negative
     best = best.scatter_reduce(1, owners.expand(batch, -1), logits, "amax")  # (B, N) -> (B, B)
     best = best.masked_fill(~anchors[:, None], 0)  # keeps a row that does not count finite
-    # The mean over anchors without picking them: a number of rows that only the GPU knows would make the host wait.
-    return (contrast(best, places, same, "none") * anchors).sum() / anchors.sum()
+    return contrast_of(anchors, best, places, same)
 
 
 def pairs_loss(
@@ -164,7 +163,7 @@ def pairs_loss(
     if len(rows) == 0:
         return cosines.sum() * 0
     owners = reference_owners[rows]
-    return contrast((cosines * scale)[rows], columns, same[owners][:, target_owners])
+    return _contrast((cosines * scale)[rows], columns, same[owners][:, target_owners])
 
 
 def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,9 +183,17 @@ def match_regions(cosines: Tensor, rows_of: Tensor, columns_of: Tensor) -> tuple
     return row_numbers, column_numbers
 
 
-def contrast(logits: Tensor, labels: Tensor, no_negative: Tensor, reduction: str = "mean") -> Tensor:
+def _contrast(logits: Tensor, labels: Tensor, no_negative: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy of the rows; a column marked in `no_negative` counts only for rows of its own label."""
     if len(logits) == 0:
         return logits.sum() * 0
     own = F.one_hot(labels, logits.shape[1]).bool()
     return F.cross_entropy(logits.masked_fill(no_negative & ~own, -torch.inf), labels, reduction=reduction)
+
+
+def contrast_of(anchors: Tensor, logits: Tensor, labels: Tensor, no_negative: Tensor) -> Tensor:
+    """`_contrast` of the rows that are `anchors` (B,) bool; 0, with a gradient of 0, without any.
+
+    It is the mean over some rows without picking them: how many there are only the GPU knows, and the host would wait.
+    """
+    return (_contrast(logits, labels, no_negative, "none") * anchors).sum() / anchors.sum().clamp(min=1)

@@ -132,7 +132,8 @@ class RegionSide(nn.Module):
             InputError: a box is not in [0, 1] or has no area, or `image_size` does not give that many tokens.
         """
         flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        pooled = self._pool(image_embeds, flat, owners, image_size)
+        grid = grid_size(image_embeds.shape[1], image_size, self.config.vision.patch_size)
+        pooled = pool_regions(image_embeds, flat, owners, grid)
         return list(pooled.split(torch.bincount(owners.cpu(), minlength=len(image_embeds)).tolist()))
 
     def compute_region_loss(
@@ -201,7 +202,7 @@ class RegionSide(nn.Module):
     def seen_by_views(self, image_embeds: Tensor, boxes: Sequence | None) -> tuple[Tensor, Tensor]:
         """What two views of every image see, (B, 2, P + 1) bool, and which images have boxes: `views_of`."""
         flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        return views_of(patches_in_boxes(flat, owners, len(image_embeds), self._grid(image_embeds)))
+        return views_of(patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds)))
 
     def region_loss(self, features: Mapping[str, Tensor | None], batch: int) -> Tensor:
         """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
@@ -245,20 +246,16 @@ class RegionSide(nn.Module):
             )
         return samples[names[0]], samples[names[1]]
 
-    def _grid(self, image_embeds: Tensor) -> tuple[int, int]:
+    def own_grid(self, image_embeds: Tensor) -> tuple[int, int]:
         """(height, width) of the patch grid of the model's own input frame."""
         side = self.config.vision.image_size
         return grid_size(image_embeds.shape[1], (side, side), self.config.vision.patch_size)
 
-    def _pool(self, image_embeds: Tensor, boxes: Tensor, owners: Tensor, image_size: tuple[int, int]) -> Tensor:
-        grid = grid_size(image_embeds.shape[1], image_size, self.config.vision.patch_size)
-        return pool_regions(image_embeds, boxes, owners, grid)
-
     def _project_regions(self, image_embeds: Tensor, boxes: Sequence | None) -> tuple[Tensor, Tensor]:
         """Regions in the retrieval space, (N, E), L2-normalised, and their owners (N,)."""
         flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        side = self.config.vision.image_size
-        return unit(self.region_proj(self._pool(image_embeds, flat, owners, (side, side)))), owners
+        pooled = pool_regions(image_embeds, flat, owners, self.own_grid(image_embeds))
+        return unit(self.region_proj(pooled)), owners
 
     @property
     def region_scale(self) -> Tensor:
