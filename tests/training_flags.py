@@ -1,8 +1,9 @@
-"""How the tests start a training: its flags, and the script in a process of its own."""
+"""How the tests start a training: its flags, and the script in a process of its own or in several."""
 
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,14 +37,17 @@ def with_regions(data: Path) -> dict:
 
 
 def command(*flags: str, processes: int = 1) -> list[str]:
-    """The command line of a training, under torchrun where it has several processes."""
+    """What the fixture `warm` runs as a training, under torchrun where it has several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *flags]
+    return [*(launcher if processes > 1 else []), str(SCRIPT), *flags]
 
 
-def train(*flags: str, processes: int = 1) -> subprocess.CompletedProcess:
-    line = command(*flags, processes=processes)
-    return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+def start_pair(warm, *flags: str) -> list:
+    """The two processes of a training as a user starts them by hand, by the fixture `warm`: quicker than torchrun."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [warm(*command(*flags), **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 
 
 def at_once(script: str | Path, flags: list[str]) -> list[str]:
@@ -52,7 +56,7 @@ def at_once(script: str | Path, flags: list[str]) -> list[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     answers = []
     for process in [subprocess.Popen(line, env=ENVIRONMENT, **pipes) for _ in range(2)]:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         answers.append(out)
     return answers

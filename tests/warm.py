@@ -17,6 +17,7 @@ from pathlib import Path
 from paths import SOURCE
 from training_flags import hear_interrupts
 
+PATIENCE = 600.0  # seconds until what must come has come, on a slow machine with other things to do
 PACKAGES = ["torch", "torchvision.transforms.v2", "timm.models.eva", "transformers.models.bert.tokenization_bert",
             "transformers.models.blip_2.modeling_blip_2", "scipy.optimize"]  # fmt: skip
 
@@ -35,7 +36,7 @@ def warm_context():
 
 
 class WarmProcess:
-    """A command line of Python, `SCRIPT FLAGS` or `-c CODE FLAGS`, that runs as the leader of a group of its own."""
+    """A command line of Python that runs as the leader of a group of its own: `SCRIPT`, `-c CODE` or `-m MODULE`; flags."""
 
     def __init__(self, words: list[str], folder: Path, cwd: Path, environ: dict[str, str]):
         self.words, self.out, self.err = words, folder / "out.txt", folder / "err.txt"
@@ -51,14 +52,14 @@ class WarmProcess:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def finished(self, timeout: float = 120) -> subprocess.CompletedProcess:
+    def finished(self, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
         """Wait for its end -> its status and all that it and its children have printed."""
         self.process.join(timeout)
         assert self.poll() is not None, f"still running: {self.words}"
         out, err = (path.read_text() if path.exists() else "" for path in (self.out, self.err))
         return subprocess.CompletedProcess(self.words, self.poll(), out, err)
 
-    def wait_for_line(self, line: str, timeout: float = 120) -> None:
+    def wait_for_line(self, line: str, timeout: float = PATIENCE) -> None:
         """Until it has printed a line that begins so, or has ended."""
         end = time.monotonic() + timeout
         while self.poll() is None:
@@ -86,9 +87,24 @@ def _run(words: list[str], out: str, err: str, cwd: str, environ: dict[str, str]
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
     sys.path[:] = [*filter(None, given), str(SOURCE), *installed]
+    _set_encoding(os.environ.get("PYTHONIOENCODING"))
+    _run_main(words)
+
+
+def _set_encoding(name: str | None) -> None:
+    """That of what is printed, as a Python that starts with $PYTHONIOENCODING has it."""
+    if name is not None:
+        sys.stdout.reconfigure(encoding=name)
+        sys.stderr.reconfigure(encoding=name, errors="backslashreplace")
+
+
+def _run_main(words: list[str]) -> None:
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(words)
         sys.path.insert(0, str(Path(words[0]).resolve().parent))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from paths import TOOLS
-from training_flags import ENVIRONMENT, command, training_flags
+from training_flags import command, training_flags
 
 from sprc.core.command_line import non_negative_int, positive_int, run_main
 from sprc.core.errors import InputError
 from sprc.core.logs import as_flags
 
-ASCII = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+ASCII = {"PYTHONIOENCODING": "ascii"}
 CHINESE, UNDECODABLE = "数据", os.fsdecode(b"d\xff\xfe")
 
 
@@ -99,31 +99,26 @@ def odd_folder(request, tmp_path) -> Path:
     return folder
 
 
-def run(*words, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, env=ASCII, capture_output=True, text=True, timeout=120, **options)
-
-
 @pytest.mark.integration
-def test_a_training_in_a_folder_that_the_terminal_cannot_print(odd_folder, demo, small_yaml):
+def test_a_training_in_a_folder_that_the_terminal_cannot_print(warm, odd_folder, demo, small_yaml):
     data = Path(shutil.copytree(demo, odd_folder / "demo"))
     yaml = shutil.copy(small_yaml, odd_folder / "m.yaml")
     settings = {"num_workers": 1, "feature_cache": odd_folder / "cache", "save_best": True}
     settings |= {"use_region_loss": True, "box_file": data / "boxes" / "cirr_boxes_train.json"}
     flags = training_flags(data, yaml, odd_folder / "models", **settings)
-    first = run(*command(*flags)[1:])
+    first = warm(*command(*flags), **ASCII).finished()
     assert first.returncode == 0, first.stderr
     assert ascii(str(odd_folder))[1:-1] in first.stdout
     if odd_folder.name == UNDECODABLE:
-        more = run(*command(*flags, "--num-epochs", "2", "--resume", "auto")[1:])
+        more = warm(*command(*flags, "--num-epochs", "2", "--resume", "auto"), **ASCII).finished()
         assert more.returncode == 0, more.stderr
         assert len(list((odd_folder / "models").iterdir())) == 1  # it was found again
 
 
 @pytest.mark.integration
-def test_the_check_of_roialign_prints_any_name(odd_folder):
+def test_the_check_of_roialign_prints_any_name(warm, odd_folder):
     script = TOOLS.parent / "tests" / "test_roi_align.py"
-    answer = run(script, "--backbone", odd_folder / "none.yaml")
+    answer = warm(script, "--backbone", odd_folder / "none.yaml", **ASCII).finished()
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: unknown backbone") and answer.stderr.count("\n") == 1
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from training_flags import ENVIRONMENT, SCRIPT, command, hear_interrupts, train, training_flags
+from training_flags import ENVIRONMENT, SCRIPT, command, hear_interrupts, start_pair, training_flags
 
 from sprc.core import process_group as distributed
 from sprc.core.command_line import run_main
@@ -150,20 +150,15 @@ def free_port() -> str:
 
 
 @pytest.mark.integration
-def test_two_processes_that_a_user_starts_are_one_training(demo, small_yaml, tmp_path):
+def test_two_processes_that_a_user_starts_are_one_training(warm, demo, small_yaml, tmp_path):
     settings = {"batch_size": 4, "learning_rate": 1e-3}
-    port = free_port()
-    processes = []
-    for rank in ("0", "1"):
-        group = ISSUE | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
-        words = command(*training_flags(demo, small_yaml, tmp_path / "by_hand", **settings))
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(words, env=ENVIRONMENT | group, **pipes))
-    answers = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], answers
-    assert answers[1][0] == ""  # rank 1 prints nothing
-    told = train(*training_flags(demo, small_yaml, tmp_path / "torchrun", **settings), processes=2)
+    pair = start_pair(warm, *training_flags(demo, small_yaml, tmp_path / "by_hand", **settings))
+    answers = [process.finished() for process in pair]
+    assert [answer.returncode for answer in answers] == [0, 0], answers
+    assert answers[1].stdout == ""  # rank 1 prints nothing
+    told = warm(*command(*training_flags(demo, small_yaml, tmp_path / "torchrun", **settings), processes=2)).finished()
     assert told.returncode == 0, told.stderr
+    assert told.stderr.count("0/5 [00:00<?, ?it/s]") == 1  # one rank shows its bar; its processes begin without tqdm
     (by_hand,), (torchrun,) = ((tmp_path / name).iterdir() for name in ("by_hand", "torchrun"))
     for name in ("train_metrics.csv", "validation_metrics.csv"):
         assert (by_hand / name).read_bytes() == (torchrun / name).read_bytes()
@@ -180,13 +175,14 @@ def test_a_group_that_does_not_meet(monkeypatch, caplog):
 
 
 @pytest.mark.integration
-def test_an_error_of_every_rank_is_printed_once(tmp_path, small_yaml):
+def test_an_error_of_every_rank_is_printed_once(warm, tmp_path, small_yaml):
     """torchrun's own report, which it prints for every script that fails, repeats it."""
-    told = train(*training_flags(tmp_path / "nowhere", small_yaml, tmp_path), processes=2)
+    flags = training_flags(tmp_path, small_yaml, tmp_path, dataset="imagenet")  # known before torch is loaded
+    told = warm(*command(*flags, processes=2)).finished()
     assert told.returncode != 0
-    said = [line for line in told.stderr.splitlines() if "no folder" in line]
-    assert said[0].startswith("error: no folder") and len(said) == 2
-    assert said[1].strip().startswith("traceback : error: no folder")
+    said = [line for line in told.stderr.splitlines() if "dataset 'imagenet'" in line]
+    assert said[0].startswith("error: dataset 'imagenet'") and len(said) == 2
+    assert said[1].strip().startswith("traceback : error: dataset 'imagenet'")
 
 
 @pytest.mark.integration
@@ -214,5 +210,5 @@ def test_ctrl_c_while_another_rank_waits_to_speak_shows_no_trace(tmp_path):
         assert process.stdout.readline() == "began\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (130, "")

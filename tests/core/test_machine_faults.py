@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_flags import ENVIRONMENT, SCRIPT, command, training_flags, with_regions
+from training_flags import SCRIPT, command, training_flags, with_regions
 
 import blip_fine_tune_2
 import blip_validate
@@ -93,18 +92,26 @@ def test_a_loader_process_that_is_killed(flags, monkeypatch):
         blip_fine_tune_2.main([*flags, "--num-workers", "1"])
 
 
+# Runs a script in a mount namespace of its own, whose /dev/shm has 64 KiB.
+WITH_SMALL_SHM = """
+import ctypes, runpy, subprocess, sys
+if ctypes.CDLL(None).unshare(0x20000):  # CLONE_NEWNS
+    raise OSError("no namespace")
+subprocess.run("mount --make-rprivate / && mount -t tmpfs -o size=64k tmpfs /dev/shm", shell=True, check=True)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("cached", [False, True])
-def test_shared_memory_that_is_too_small(demo, small_yaml, tmp_path, cached):
-    """In a mount namespace of its own, whose /dev/shm has 64 KiB. A cache's images are not yet a batch in there."""
+def test_shared_memory_that_is_too_small(warm, demo, small_yaml, tmp_path, cached):
+    """A cache's images are not yet a batch in there."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting in a namespace of its own is not allowed here")
     cache = {"feature_cache": tmp_path / "cache"} if cached else {}
     words = command(*training_flags(demo, small_yaml, tmp_path, num_workers=1, **cache))
-    line = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {shlex.join(words)}"
-    told = subprocess.run(
-        ["unshare", "-m", "sh", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
-    )
+    told = warm("-c", WITH_SMALL_SHM, *words).finished()
     last = told.stderr.splitlines()[-1]
     assert told.returncode == 2, told.stderr
     assert last.startswith("error: /dev/shm, through which the processes that load images hand them over, is too small")

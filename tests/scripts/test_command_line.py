@@ -161,9 +161,9 @@ def test_help_has_upstreams_flags_and_every_default():
 
 
 @pytest.mark.integration
-def test_bad_input_is_one_line_and_status_2(tmp_path):
-    command = [sys.executable, "blip_fine_tune_2.py", "--dataset", "CIRR", "--data-path", str(tmp_path / "nowhere")]
-    answer = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True)
+def test_bad_input_is_one_line_and_status_2(warm, tmp_path):
+    flags = ["--dataset", "CIRR", "--data-path", tmp_path / "nowhere"]
+    answer = warm("blip_fine_tune_2.py", *flags, cwd=SOURCE).finished()
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: no folder")
     assert len(answer.stderr.splitlines()) == 1

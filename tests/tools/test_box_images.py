@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -183,7 +182,7 @@ except InputError as error:
     (0o755, 0o700, "no folder"),
     (0o744, 0o755, "Permission denied: make it readable"),
 ])  # fmt: skip
-def test_permission_denied_is_one_line(mode, of_parent, says):
+def test_permission_denied_is_one_line(warm, mode, of_parent, says):
     """A folder that cannot be listed, one that cannot be reached, and one whose files cannot be."""
     with tempfile.TemporaryDirectory() as place:  # pytest's own is closed to other users
         folder = Path(place) / "parent" / "images"
@@ -197,10 +196,8 @@ def test_permission_denied_is_one_line(mode, of_parent, says):
             (Path(place) / "out", 0o777),
         ):
             path.chmod(bits)
-        command = [sys.executable, "-c", AS_NOBODY, str(folder), str(Path(place) / "out" / "b.json")]
-        answer = subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True
-        )
+        words = ["-c", AS_NOBODY, folder, Path(place) / "out" / "b.json"]
+        answer = warm(*words, PYTHONPATH=os.pathsep.join(sys.path)).finished()
         folder.parent.chmod(0o755)
     assert "Traceback" not in answer.stderr
     assert says in answer.stdout + answer.stderr
