@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """
@@ -52,7 +53,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SPRC_WEIGHTS")}
     command = [str(installed / "bin" / words[0]), *words[1:]]
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.integration

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from paths import SOURCE
+from patience import PATIENCE
 
 SCRIPT = SOURCE / "blip_fine_tune_2.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -56,7 +57,7 @@ def at_once(script: str | Path, flags: list[str]) -> list[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     answers = []
     for process in [subprocess.Popen(line, env=ENVIRONMENT, **pipes) for _ in range(2)]:
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
         answers.append(out)
     return answers

@@ -10,14 +10,13 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from multiprocessing import forkserver
 from pathlib import Path
 
 from paths import SOURCE
+from patience import PATIENCE, wait_until
 from training_flags import hear_interrupts
 
-PATIENCE = 600.0  # seconds until what must come has come, on a slow machine with other things to do
 PACKAGES = ["torch", "torchvision.transforms.v2", "timm.models.eva", "transformers.models.bert.tokenization_bert",
             "transformers.models.blip_2.modeling_blip_2", "scipy.optimize"]  # fmt: skip
 
@@ -36,7 +35,7 @@ def warm_context():
 
 
 class WarmProcess:
-    """A command line of Python that runs as the leader of a group of its own: `SCRIPT`, `-c CODE` or `-m MODULE`; flags."""
+    """A command line of Python, `SCRIPT FLAGS`, `-c CODE FLAGS` or `-m MODULE FLAGS`, that leads a group of its own."""
 
     def __init__(self, words: list[str], folder: Path, cwd: Path, environ: dict[str, str]):
         self.words, self.out, self.err = words, folder / "out.txt", folder / "err.txt"
@@ -59,14 +58,13 @@ class WarmProcess:
         out, err = (path.read_text() if path.exists() else "" for path in (self.out, self.err))
         return subprocess.CompletedProcess(self.words, self.poll(), out, err)
 
-    def wait_for_line(self, line: str, timeout: float = PATIENCE) -> None:
+    def wait_for_line(self, line: str) -> None:
         """Until it has printed a line that begins so, or has ended."""
-        end = time.monotonic() + timeout
-        while self.poll() is None:
-            if self.out.exists() and any(each.startswith(line) for each in self.out.read_text().splitlines()):
-                return
-            assert time.monotonic() < end, f"no line {line!r}"
-            time.sleep(0.005)
+
+        def is_there() -> bool:
+            return self.out.exists() and any(each.startswith(line) for each in self.out.read_text().splitlines())
+
+        wait_until(lambda: self.poll() is not None or is_there(), f"no line {line!r}")
 
     def end(self) -> None:
         if self.poll() is None:

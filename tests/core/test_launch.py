@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+from patience import PATIENCE
 from training_flags import ENVIRONMENT, SCRIPT, command, hear_interrupts, start_pair, training_flags
 
 from sprc.core import process_group as distributed
@@ -210,5 +211,5 @@ def test_ctrl_c_while_another_rank_waits_to_speak_shows_no_trace(tmp_path):
         assert process.stdout.readline() == "began\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=600)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (130, "")

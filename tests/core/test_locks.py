@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from paths import SOURCE
+from patience import PATIENCE
 
 from sprc.core import locks
 from sprc.core.errors import InputError
@@ -29,7 +30,7 @@ from sprc.core import locks
 with getattr(locks, sys.argv[1])(Path(sys.argv[2])):
     if os.fork() == 0:
         print(os.getpid(), flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -48,6 +49,7 @@ def test_a_child_does_not_keep_the_lock_of_a_parent_that_was_killed(tmp_path, lo
         with hold(tmp_path):
             pass
     finally:
+        parent.kill()
         os.kill(child, signal.SIGKILL)
         parent.stdout.close()
 
@@ -82,7 +84,7 @@ def test_a_file_is_written_by_one_at_a_time(tmp_path):
     path.write_text("0")
     processes = [python(COUNT, path) for _ in range(3)]
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     assert path.read_text() == "300"
     assert [entry.name for entry in tmp_path.iterdir()] == ["count"]
@@ -161,5 +163,5 @@ def test_a_second_process_waits(tmp_path):
     waiting.start()
     assert not taken.wait(0.3)
     other.communicate()  # closes its input, for which it holds the lock
-    waiting.join(60)
+    waiting.join(PATIENCE)
     assert taken.is_set()

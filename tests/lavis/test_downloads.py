@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from file_server import CONTENT
+from patience import PATIENCE, wait_until
 
 from lavis.models import downloads
 from lavis.models.downloads import download, published_md5
@@ -207,16 +208,16 @@ def test_of_two_downloads_of_a_file_one_waits(server, tmp_path, caplog):
 
     def wait(self, start):
         begun.set()
-        proceed.wait(10)
+        proceed.wait(PATIENCE)
         send(self, start)
 
     handler._send_headers, handler.md5 = wait, md5_of(CONTENT)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(download, url + "a.pth", tmp_path / "a.pth")
-        begun.wait(10)
+        assert begun.wait(PATIENCE)
         second = pool.submit(download, url + "a.pth", tmp_path / "a.pth")
-        threading.Timer(0.2, proceed.set).start()
+        wait_until(lambda: "waiting for another process" in caplog.text, "the second download does not wait")
+        proceed.set()
         first.result(), second.result()
     assert handler.requests == [None]
-    assert "waiting for another process" in caplog.text
     assert (tmp_path / "a.pth").read_bytes() == CONTENT

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from page_index import demo_queries, make_index, query_that_finds
 from paths import SOURCE
+from patience import PATIENCE
 from PIL import Image
 from training_flags import hear_interrupts
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.integration
 BROWSERS = ("chromium", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
-PATIENCE = 60_000  # milliseconds until something must have come, on a busy machine
+MILLISECONDS = 1000 * PATIENCE  # until something must have come
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 480, "height": 900}
 
 
@@ -43,7 +44,7 @@ def browser():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip(f"no browser of {', '.join(BROWSERS)}: apt install chromium")
-    driver.expect.set_options(timeout=PATIENCE)
+    driver.expect.set_options(timeout=MILLISECONDS)
     with driver.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield running
@@ -122,7 +123,7 @@ def log() -> Log:
 def page(browser, served, log):
     context = browser.new_context(viewport=WIDE)
     page = context.new_page()
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(MILLISECONDS)
     log.watch(page)
     page.goto(served.address)
     cells(page, "index").first.wait_for()
@@ -266,7 +267,7 @@ def test_visitors_do_not_see_each_other(page, browser, served):
     pick(page, served.retriever.gallery.names[0])
     other = browser.new_page()
     other.goto(served.address)
-    cells(other, "index").first.wait_for(timeout=PATIENCE)
+    cells(other, "index").first.wait_for(timeout=MILLISECONDS)
     assert "None yet" in other.locator("#reference-name").inner_text()
     assert other.locator("#answer").is_hidden()
     other.close()
@@ -289,7 +290,7 @@ def test_ctrl_c_ends_it_and_leaves_no_file(served):
     """The last test: the page is gone after it."""
     assert list(served.temporary.glob("sprc-page-*"))
     served.process.send_signal(signal.SIGINT)
-    out, err = served.process.communicate(timeout=60)
+    out, err = served.process.communicate(timeout=PATIENCE)
     assert (served.process.returncode, err) == (130, "the page is closed\n")
     assert "Traceback" not in out
     assert list(served.temporary.glob("sprc-page-*")) == []

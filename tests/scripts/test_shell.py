@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from paths import REPOSITORY as ROOT
 from paths import TOOLS
+from patience import PATIENCE, wait_until
 from training_flags import hear_interrupts
 
 AUTO_TRAIN = TOOLS / "auto_train_with_boxes.sh"
@@ -53,7 +54,7 @@ esac
 
 
 def bash(*command, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", *map(str, command)], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(["bash", *map(str, command)], capture_output=True, text=True, timeout=PATIENCE, **options)
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
@@ -270,7 +271,7 @@ def test_two_at_once_install_once(project, lock):
     environ = variables(project, 1, PIP_DOES="sleep 1")
     command = ["bash", *set_up_command(project)]
     both = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in both]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert [output.splitlines()[-1] for output in outputs] == [f"{project}/.venv/bin/python"] * 2
     assert venvs_and_installs(project) == (1, 1)
@@ -508,6 +509,17 @@ def test_help_is_instant():
     assert time.perf_counter() - start < 5
 
 
+def wait_for_library(name: str, job: subprocess.Popen) -> None:
+    """Until a process of the job's group has loaded a library of this name, or the job has ended."""
+
+    def has_loaded(process: Path) -> bool:
+        with suppress(OSError):  # a process that has ended since
+            return os.getpgid(int(process.name)) == job.pid and name in (process / "maps").read_text()
+        return False
+
+    wait_until(lambda: job.poll() is not None or any(map(has_loaded, Path("/proc").glob("[0-9]*"))), f"no {name}")
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0, 0.5, 1.5])
 @pytest.mark.parametrize("script", ["tests/test_roi_align.py", "tools/benchmarks/benchmark_regions.py --table"])
@@ -518,23 +530,12 @@ def test_ctrl_c_while_packages_load_is_one_line(script, seconds):
     with subprocess.Popen(
         words, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
     ) as process:
-        while process.poll() is None and "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
-            time.sleep(0.01)
+        wait_for_library("numpy", process)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in errors
     assert process.returncode in (0, 130, -signal.SIGINT), errors  # 0 on a machine that was through by then
-
-
-def wait_for_library(name: str, job: subprocess.Popen) -> None:
-    """Until a process of the job's group has loaded a library of this name, or the job has ended."""
-    while job.poll() is None:
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # a process that has ended since
-                if os.getpgid(int(folder.name)) == job.pid and name in (folder / "maps").read_text():
-                    return
-        time.sleep(0.01)
 
 
 @pytest.mark.integration
@@ -559,7 +560,7 @@ def test_ctrl_c_in_a_step_is_one_line(project, step, library, seconds):
             wait_for_library(library, process)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.count("interrupted") == 1

@@ -1,17 +1,19 @@
 """A run that was killed, stopped or struck by a fault ends, resumed, as one that was never stopped: to the last bit."""
 
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from paths import SOURCE
+from patience import PATIENCE, wait_until
 from training_flags import SCRIPT, hear_interrupts
 from warm import WarmProcess
 
@@ -19,7 +21,7 @@ import blip_fine_tune_2
 from sprc.core import files
 from sprc.core.errors import InputError
 from sprc.core.runtime import choose_runtime
-from sprc.core.stop_signals import Stopped, StopSignals, leave_signals_to_parent
+from sprc.core.stop_signals import Stopped, StopSignals
 from sprc.training.config import STATE_FILE, TrainConfig, save_interval
 from sprc.training.resuming import find_run
 from sprc.training.run import write_hyperparameters
@@ -163,11 +165,11 @@ def command(demo, small_yaml, output, *more) -> list:
 
 def wait_for_a_state(output: Path, process: WarmProcess, after: int = 0) -> None:
     """Until a state has been written later than `after` (ns), or the process has ended."""
-    while process.poll() is None:
-        states = list(output.glob(f"*/{STATE_FILE}"))
-        if states and states[0].stat().st_mtime_ns > after:
-            return
-        time.sleep(0.005)
+
+    def is_there() -> bool:
+        return any(state.stat().st_mtime_ns > after for state in output.glob(f"*/{STATE_FILE}"))
+
+    wait_until(lambda: process.poll() is not None or is_there(), "no state is written")
 
 
 def killed_and_resumed(warm, whole, words: list, output, seed: int, most_kills: int) -> int:
@@ -250,24 +252,24 @@ def test_a_signal_to_the_whole_group_saves_as_well(warm, demo, small_yaml, tmp_p
 
 @pytest.mark.integration
 def test_a_worker_ends_with_its_parents_signal_alone():
-    """The worker is spawned: a fork would start this process's threads, and a server's fork has another parent."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    worker = context.Process(target=_wait_as_worker, args=(ready,))
-    worker.start()
-    assert ready.wait(30)
-    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process
-    worker.join(0.3)
-    assert worker.is_alive()
-    worker.terminate()
-    worker.join(30)
-    assert worker.exitcode == 0
+    """The worker loads nothing else, so it is there at once: the fixture `warm` would give it another parent."""
+    words, environ = [sys.executable, "-c", WORKER], os.environ | {"PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout.readline() == "ready\n"
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(0.3)
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
 
 
-def _wait_as_worker(ready) -> None:
-    leave_signals_to_parent(0)
-    ready.set()
-    time.sleep(60)
+WORKER = """
+import time
+from sprc.core.stop_signals import leave_signals_to_parent
+leave_signals_to_parent(0)
+print("ready", flush=True)
+time.sleep(3600)
+"""
 
 
 @pytest.fixture
