@@ -140,6 +140,19 @@ def warm(tmp_path_factory) -> Iterator[Callable[..., "WarmProcess"]]:
 
 
 @pytest.fixture
+def warm_run(warm) -> Callable[..., subprocess.CompletedProcess]:
+    """What stands in for `subprocess.run` of a Python script; a file given for stdout gets all that it prints."""
+
+    def run(command: list[str], env: dict | None = None, stdout=None, **_unused) -> subprocess.CompletedProcess:
+        ended = warm(*command[1:], **(env or {})).finished()
+        if hasattr(stdout, "write"):
+            stdout.write((ended.stdout + ended.stderr).encode())
+        return ended
+
+    return run
+
+
+@pytest.fixture
 def demo_copy(demo, tmp_path) -> Path:
     """A demo dataset that a test may break."""
     return shutil.copytree(demo, tmp_path / "demo")

@@ -3,8 +3,6 @@
 import os
 import signal
 import struct
-import subprocess
-import sys
 import threading
 import zlib
 from functools import partial
@@ -16,7 +14,6 @@ import torch
 from bad_inputs import sixteen_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import SOURCE
 from patience import PATIENCE
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
@@ -285,11 +282,11 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, kind, place, junk, 
 
 
 @pytest.mark.integration
-def test_a_large_image_warns_of_nothing(tmp_path):
+def test_a_large_image_warns_of_nothing(warm, tmp_path):
     """Between the bound and twice the bound Pillow warns, with a line of its source: in a process of its own."""
     Image.new("1", (10000, 10000)).save(tmp_path / "a.png")
     code = f"from sprc.data import images; print(images.stored_size({str(tmp_path / 'a.png')!r}))"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=SOURCE, capture_output=True, text=True)
+    answer = warm("-c", code).finished()
     assert (answer.stdout, answer.stderr) == ("(10000, 10000)\n", "")
 
 

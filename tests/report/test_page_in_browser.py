@@ -2,12 +2,9 @@
 
 import importlib.util
 import io
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +13,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from page_index import demo_queries, make_index, query_that_finds
-from paths import SOURCE
+from paths import REPOSITORY
 from patience import PATIENCE
 from PIL import Image
-from training_flags import hear_interrupts
+from warm import WarmProcess
 
 from lavis.datasets.region_boxes import load_boxes
 from sprc.data.images import open_small
@@ -56,7 +53,7 @@ class Served:
     """The page in a process of its own, and the retriever with which its answers are compared."""
 
     retriever: Retriever
-    process: subprocess.Popen
+    process: WarmProcess
     address: str
     addresses: Path
     temporary: Path
@@ -69,22 +66,15 @@ def served(browser, demo, small_yaml, tmp_path_factory) -> Iterator[Served]:
     addresses, temporary = folder / "addresses.txt", folder / "temporary"
     temporary.mkdir()
     words = [folder / "index", demo / "boxes" / "cirr_boxes_val.json", addresses]
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("page_process.py"), *words],
-        env=os.environ | {"PYTHONPATH": str(SOURCE), "TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hear_interrupts,
-    )
+    words = [str(Path(__file__).with_name("page_process.py")), *map(str, words)]
+    process = WarmProcess(words, folder, REPOSITORY, {"TMPDIR": str(temporary)})
     try:
-        lines = iter(process.stdout.readline, "")
-        found = next(filter(None, (re.match(r"(http://127\.0\.0\.1:\d+) is the page", line) for line in lines)), None)
-        assert found, process.communicate()[1]
+        process.wait_for_line("http://127.0.0.1")
+        found = re.search(r"^(http://127\.0\.0\.1:\d+) is the page", process.out.read_text(), re.MULTILINE)
+        assert found, process.finished()
         yield Served(retriever, process, found[1], addresses, temporary)
     finally:
-        process.kill()
-        process.wait()
+        process.end()
 
 
 @dataclass
@@ -290,7 +280,7 @@ def test_ctrl_c_ends_it_and_leaves_no_file(served):
     """The last test: the page is gone after it."""
     assert list(served.temporary.glob("sprc-page-*"))
     served.process.send_signal(signal.SIGINT)
-    out, err = served.process.communicate(timeout=PATIENCE)
-    assert (served.process.returncode, err) == (130, "the page is closed\n")
-    assert "Traceback" not in out
+    ended = served.process.finished()
+    assert (ended.returncode, ended.stderr) == (130, "the page is closed\n")
+    assert "Traceback" not in ended.stdout
     assert list(served.temporary.glob("sprc-page-*")) == []

@@ -397,7 +397,8 @@ def test_the_schedule_is_planned_as_asked(tmp_path):
 
 
 @pytest.mark.integration
-def test_a_small_benchmark_on_generated_scenes(tmp_path, monkeypatch, capsys):
+def test_a_small_benchmark_on_generated_scenes(warm_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(region_runs, "subprocess", SimpleNamespace(run=warm_run))
     sizes = {"images": 60, "triplets": 128, "val_images": 12, "val_triplets": 20}
     monkeypatch.setattr(region_datasets, "DEMO", sizes)
     monkeypatch.setattr(region_table, "STARTED", 0.0)  # nothing is learned here
@@ -455,7 +456,8 @@ def test_all_stages_share_a_file_of_rows():
 
 
 @pytest.mark.integration
-def test_a_run_that_fails_names_its_log(demo, small_yaml, tmp_path, capsys):
+def test_a_run_that_fails_names_its_log(warm_run, demo, small_yaml, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(region_runs, "subprocess", SimpleNamespace(run=warm_run))
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]
     flags += ["--backbone", small_yaml, "--batch-size", "100000", "--num-epochs", "1", "--arms", "none", "--seeds", "0"]

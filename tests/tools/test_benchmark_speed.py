@@ -1,6 +1,7 @@
 """The measurements of speed and of what regions cost."""
 
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,12 +23,13 @@ def row_in_here(row: str, argv: list[str]) -> dict:
 
 
 @pytest.mark.integration
-def test_speed_is_measured(tmp_path, capsys, monkeypatch):
+def test_speed_is_measured(warm_run, tmp_path, capsys, monkeypatch):
     """`validation` in a process of its own, as a user has every row; the others in this one, which is quicker."""
     import benchmark_speed
     from benchmark_speed import main as benchmark
     from benchmark_speed import whole_training
 
+    monkeypatch.setattr(benchmark_speed, "subprocess", SimpleNamespace(run=warm_run, PIPE=None))
     original = benchmark_speed.run_row
     monkeypatch.setattr(
         benchmark_speed, "run_row", lambda row, argv: (original if row == "validation" else row_in_here)(row, argv)

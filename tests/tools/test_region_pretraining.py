@@ -3,12 +3,14 @@
 import random
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark_regions
 import efficientnet_lite
 import pytest
 import region_datasets
 import region_pretraining
+import region_runs
 import region_table
 import torch
 import torch.nn.functional as F
@@ -171,7 +173,8 @@ def test_the_sheet_shows_triplets_and_runs_nothing(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.integration
-def test_a_small_benchmark_of_the_pretrained_regime(tmp_path, monkeypatch):
+def test_a_small_benchmark_of_the_pretrained_regime(warm_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(region_runs, "subprocess", SimpleNamespace(run=warm_run))
     monkeypatch.setattr(region_datasets, "PRODUCTS", SIZES)
     monkeypatch.setattr(region_datasets, "PRETRAINING", STAGE)
     monkeypatch.setattr(region_table, "STARTED", 0.0)  # nothing is learned here
