@@ -340,7 +340,7 @@ def test_real_annotations_ranked_the_slow_way(real):
         scores[torch.arange(len(targets)), targets] = 1 - lifted
         found[kind] = task.metrics(scores)
         order = scores.argsort(dim=1, descending=True, stable=True)
-        ranks = torch.tensor([row.index(target) for row, target in zip(order.tolist(), targets.tolist(), strict=True)])
+        _, ranks = (order == targets[:, None]).nonzero(as_tuple=True)
         expected[kind] = {f"recall_at{k}": 100 * (ranks < k).double().mean().item() for k in (10, 50)}
         assert task.reference_names == [entry["candidate"] for entry in entries]
     assert found == {kind: pytest.approx(values) for kind, values in expected.items()}

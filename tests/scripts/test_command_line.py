@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import SOURCE
+from PIL import Image
 
 import blip_fine_tune_2
 import blip_validate
@@ -171,9 +172,11 @@ def test_bad_input_is_one_line_and_status_2(warm, tmp_path):
 
 @pytest.mark.integration
 def test_real_annotations_from_training_to_submission(shared, small_yaml, tmp_path):
-    """CIRR's own val and test1 annotations over generated images of the right names; a made-up training split."""
-    make_demo_dataset(tmp_path, DemoSettings(24, 16, val_images=6, val_triplets=2, test_images=6, test_triplets=2))
+    """CIRR's own val and test1 annotations over small images of the right names; a made-up training split."""
+    make_demo_dataset(tmp_path, DemoSettings(24, 64, val_images=6, val_triplets=2, test_images=6, test_triplets=2))
     pictures = sorted((tmp_path / "train").rglob("*.png"))
+    for picture in pictures:  # thousands of their likes are read
+        Image.open(picture).resize((56, 56)).save(picture)
     for split in ("val", "test1"):
         for kind in ("captions/cap", "image_splits/split"):
             name = f"cirr/{kind}.rc2.{split}.json"
@@ -182,7 +185,7 @@ def test_real_annotations_from_training_to_submission(shared, small_yaml, tmp_pa
         for number, place in enumerate(places.values()):
             (tmp_path / place).unlink(missing_ok=True)
             (tmp_path / place).hardlink_to(pictures[number % len(pictures)])
-    folder = train(tmp_path, small_yaml, tmp_path / "models", "--save-best", "--num-epochs", "1")
+    folder = train(tmp_path, small_yaml, tmp_path / "models", "--save-best", "--num-epochs", "1", "--batch-size", "64")
     best = folder / "saved_models" / "tuned_clip_arithmetic.pt"
     metrics = blip_validate.main(["--dataset", "CIRR", *evaluation_flags(best, tmp_path, small_yaml)])
     assert 0 < metrics["recall_at50"] < 100

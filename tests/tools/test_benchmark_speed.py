@@ -26,9 +26,11 @@ def row_in_here(row: str, argv: list[str]) -> dict:
 def test_speed_is_measured(warm_run, tmp_path, capsys, monkeypatch):
     """`validation` in a process of its own, as a user has every row; the others in this one, which is quicker."""
     import benchmark_speed
+    import speed_rows
     from benchmark_speed import main as benchmark
     from benchmark_speed import whole_training
 
+    monkeypatch.setitem(speed_rows.MATRIX_SIDE, "cpu", 512)
     monkeypatch.setattr(benchmark_speed, "subprocess", SimpleNamespace(run=warm_run, PIPE=None))
     original = benchmark_speed.run_row
     monkeypatch.setattr(
