@@ -1,5 +1,6 @@
 """A run that was killed, stopped or struck by a fault ends, resumed, as one that was never stopped: to the last bit."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ import blip_fine_tune_2
 from sprc.core import files
 from sprc.core.errors import InputError
 from sprc.core.runtime import choose_runtime
-from sprc.core.stop_signals import Stopped, StopSignals
+from sprc.core.stop_signals import Stopped, StopSignals, end_children, leave_signals_to_parent
 from sprc.training.config import STATE_FILE, TrainConfig, save_interval
 from sprc.training.resuming import find_run
 from sprc.training.run import write_hyperparameters
@@ -261,6 +262,30 @@ def test_a_worker_ends_with_its_parents_signal_alone():
             worker.wait(0.3)
         worker.terminate()
         assert worker.wait(PATIENCE) == 0
+
+
+@pytest.mark.integration
+def test_a_worker_ends_although_the_system_has_merged_two_signals():
+    """One of another process waits in the worker, and its parent's, of the same number, comes too."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_wait_as_worker, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(PATIENCE)
+    os.kill(worker.pid, signal.SIGSTOP)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.terminate()
+    os.kill(worker.pid, signal.SIGCONT)
+    worker.join(0.5)
+    assert worker.is_alive()  # what its parent has sent is lost
+    end_children()
+    assert worker.exitcode == 0
+
+
+def _wait_as_worker(ready) -> None:
+    leave_signals_to_parent(0)
+    ready.set()
+    time.sleep(3600)
 
 
 WORKER = """

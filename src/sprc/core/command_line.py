@@ -17,7 +17,7 @@ from sprc.core.interrupts import hear_again
 from sprc.core.launch import any_rank, find_launch, require_one_process, speaker, tell_the_launcher
 from sprc.core.logs import as_flags, show_logs
 from sprc.core.reading import expanded
-from sprc.core.stop_signals import NOTHING_NEW, Stopped
+from sprc.core.stop_signals import NOTHING_NEW, Stopped, end_children
 
 DEBUG = "--debug"
 SHELL_SPEAKS = "SPRC_SHELL_SPEAKS"  # set by a shell script that says by itself that it was interrupted
@@ -85,6 +85,7 @@ def _end_quietly(line: str, status: int) -> NoReturn:
     """End as a signal has asked. Every process of a group has heard it; one of them says so."""
     if line and any_rank() == 0:
         _tell(line)
+    end_children()
     _end(status)
 
 

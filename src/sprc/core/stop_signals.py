@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as a request to stop after the step in progress, when everything can be saved."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -27,6 +28,18 @@ def _end_with_parent(parent: int) -> None:
     while signal.sigwaitinfo(SIGNALS).si_pid != parent:
         pass
     os._exit(0)  # as torch's own handler ends a worker
+
+
+def end_children(patience: float = 0.1) -> None:
+    """End the processes that `multiprocessing` has started from this one: ask every `patience` seconds until they end.
+
+    Python asks once and waits without end. If a signal to the whole group still waits in a child, the system merges the
+    parent's with it, and `leave_signals_to_parent` sees the other's alone.
+    """
+    for child in multiprocessing.active_children():
+        while child.is_alive():
+            child.terminate()
+            child.join(patience)
 
 
 class Stopped(BaseException):
