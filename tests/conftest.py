@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from paths import REPOSITORY, SHARED
 
 from sprc.core.logs import show_logs
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network, or find one
 torch.set_num_threads(1)  # the suite runs in several processes
-OF_SPEED = (HealthCheck.too_slow,)  # a machine that is busy is no fault of a test
-settings.register_profile("project", deadline=None, derandomize=True, max_examples=50, suppress_health_check=OF_SPEED)
+settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("project")
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,17 +50,6 @@ def installed(wheel, tmp_path_factory) -> Path:
     return environment
 
 
-@pytest.fixture
-def run_warm(warm, installed, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a command with the modules of the wheel, in a process that has loaded what they depend on."""
-    (site,) = installed.glob("lib/python*/site-packages")
-
-    def run(*words: object) -> subprocess.CompletedProcess:
-        return warm(*words, cwd=tmp_path, PYTHONPATH=str(site), SPRC_WEIGHTS="").finished()
-
-    return run
-
-
 def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SPRC_WEIGHTS")}
     command = [str(installed / "bin" / words[0]), *words[1:]]
@@ -81,17 +69,16 @@ def test_commands_take_the_flags_of_their_scripts(installed, tmp_path, command):
 
 
 @pytest.mark.integration
-def test_a_command_ends_as_its_script_does(run_warm, installed, tmp_path):
-    flags = "--dataset CIRR --backbone tiny --weights random"
-    answer = run_warm(installed / "bin" / "sprc-train", *flags.split())
+def test_a_command_ends_as_its_script_does(installed, tmp_path):
+    answer = run(installed, tmp_path, "sprc-train", "--dataset", "CIRR", "--backbone", "tiny", "--weights", "random")
     assert answer.returncode == 2
     assert answer.stderr.startswith(f"error: no folder {tmp_path / 'cirr_dataset'}")
     assert len(answer.stderr.splitlines()) == 1
 
 
 @pytest.mark.integration
-def test_the_model_tiny_runs_from_the_wheel(run_warm, installed, tmp_path):
-    answer = run_warm("-c", TINY)
+def test_the_model_tiny_runs_from_the_wheel(installed, tmp_path):
+    answer = run(installed, tmp_path, "python", "-c", TINY)
     assert answer.returncode == 0, answer.stderr
     model, places, repository = answer.stdout.splitlines()[-3:]
     assert all(Path(file).is_relative_to(installed) for file in (model, places))

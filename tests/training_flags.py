@@ -43,11 +43,14 @@ def command(*flags: str, processes: int = 1) -> list[str]:
     return [*(launcher if processes > 1 else []), str(SCRIPT), *flags]
 
 
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
 def start_pair(warm, *flags: str) -> list:
     """The two processes of a training as a user starts them by hand, by the fixture `warm`: quicker than torchrun."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [warm(*command(*flags), **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 
 

@@ -198,7 +198,7 @@ def test_a_rank_that_dies_ends_the_job(warm, demo, still_yaml, tmp_path):
     ranks = [int(pid) for pid in children.stdout.split()]
     assert {address for rank in ranks for address in listening(rank)} <= {"127.0.0.1", "::1"}
     os.kill(ranks[-1], signal.SIGKILL)
-    ended = job.finished()  # the other rank alone would wait for half an hour
+    ended = job.finished(90)  # the other rank alone would wait for half an hour
     assert ended.returncode != 0
     assert "SIGKILL" in ended.stderr
 

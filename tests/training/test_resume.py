@@ -6,23 +6,25 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 import torch
-from paths import SOURCE
 from patience import PATIENCE, wait_until
 from training_flags import SCRIPT, hear_interrupts
+from waiting_worker import wait_for_signals
 from warm import WarmProcess
 
 import blip_fine_tune_2
 from sprc.core import files
+from sprc.core.command_line import run_main
 from sprc.core.errors import InputError
 from sprc.core.runtime import choose_runtime
-from sprc.core.stop_signals import Stopped, StopSignals, end_children, leave_signals_to_parent
+from sprc.core.stop_signals import Stopped, StopSignals
 from sprc.training.config import STATE_FILE, TrainConfig, save_interval
 from sprc.training.resuming import find_run
 from sprc.training.run import write_hyperparameters
@@ -251,50 +253,54 @@ def test_a_signal_to_the_whole_group_saves_as_well(warm, demo, small_yaml, tmp_p
     assert f"stopped by {number.name}; saved; continue with --resume {run_folder(tmp_path)}" in ended.stderr
 
 
-@pytest.mark.integration
-def test_a_worker_ends_with_its_parents_signal_alone():
-    """The worker loads nothing else, so it is there at once: the fixture `warm` would give it another parent."""
-    words, environ = [sys.executable, "-c", WORKER], os.environ | {"PYTHONPATH": str(SOURCE)}
-    with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout.readline() == "ready\n"
-        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process
-        with pytest.raises(subprocess.TimeoutExpired):
-            worker.wait(0.3)
-        worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+@pytest.fixture
+def worker() -> Iterator[SpawnProcess]:
+    """It leaves signals to this process, and loads nothing else, so that it is there at once.
 
-
-@pytest.mark.integration
-def test_a_worker_ends_although_the_system_has_merged_two_signals():
-    """One of another process waits in the worker, and its parent's, of the same number, comes too."""
-    context = multiprocessing.get_context("fork")
+    It is spawned: a fork would start this process's threads, and a server's fork has another parent.
+    """
+    context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    worker = context.Process(target=_wait_as_worker, args=(ready,), daemon=True)
-    worker.start()
-    assert ready.wait(PATIENCE)
-    os.kill(worker.pid, signal.SIGSTOP)
+    process = context.Process(target=wait_for_signals, args=(ready,))
+    process.start()
+    try:
+        assert ready.wait(PATIENCE)
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def terminate_from_another_process(worker: SpawnProcess) -> None:
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+
+
+@pytest.mark.integration
+def test_a_worker_ends_with_its_parents_signal_alone(worker):
+    terminate_from_another_process(worker)
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(PATIENCE)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.integration
+def test_a_worker_ends_although_the_system_has_merged_two_signals(worker):
+    """One of another process waits in the worker, and its parent's, of the same number, comes too."""
+    os.kill(worker.pid, signal.SIGSTOP)
+    terminate_from_another_process(worker)
     worker.terminate()
     os.kill(worker.pid, signal.SIGCONT)
     worker.join(0.5)
     assert worker.is_alive()  # what its parent has sent is lost
-    end_children()
+    with pytest.raises(SystemExit):
+        run_main(stopped)
     assert worker.exitcode == 0
 
 
-def _wait_as_worker(ready) -> None:
-    leave_signals_to_parent(0)
-    ready.set()
-    time.sleep(3600)
-
-
-WORKER = """
-import time
-from sprc.core.stop_signals import leave_signals_to_parent
-leave_signals_to_parent(0)
-print("ready", flush=True)
-time.sleep(3600)
-"""
+def stopped() -> None:
+    raise Stopped(signal.SIGTERM, "stopped")
 
 
 @pytest.fixture

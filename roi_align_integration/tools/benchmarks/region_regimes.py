@@ -42,7 +42,7 @@ SCRATCH = Regime(
 PRETRAINED = Regime(
     csv=DOCS / "benchmark_regions_pretrained.csv",
     learning_rates=(1e-3, 5e-4),
-    # Enough to choose a setting, and then as many as the slowest arm rises for: see the curves, and `longer`.
+    # Tuning has enough to choose a setting, the report as many as its slowest arm rises for.
     epochs={"report": 19, "tune": 13, "longer": 28, "quick": 13},
     report_seeds=tuple(range(400, 408)),
     tune_seeds=(300, 301, 302),
