@@ -185,7 +185,7 @@ run_full() {
   if [[ -n "$COMPARE" ]]; then
     step "train without and with regions on CIRR"
     sprc_python "$HERE/benchmarks/benchmark_regions.py" --data-path "$CIRR" --box-file "$BOXES" --folder "$DATA/compare_cirr" \
-      --arms none compose permuted --seeds 0 1 2 "${PASSED_ON[@]}"
+      --arms none compose permuted --seeds 200 201 202 "${PASSED_ON[@]}"
     return
   fi
   step "train and validate on CIRR"

@@ -432,7 +432,7 @@ def test_a_comparison_takes_the_place_of_the_training(project):
     assert answer.returncode == 0, answer.stderr
     boxes = f"{project}/roi_align_integration/data/cirr_boxes_train_saliency.json"
     assert calls(project, f"benchmark_regions.py --data-path {project}/cirr_dataset --box-file {boxes}") == 1
-    assert calls(project, "--arms none compose permuted --seeds 0 1 2") == 1
+    assert calls(project, "--arms none compose permuted --seeds 200 201 202") == 1
     assert training_calls(project) == []
 
 
@@ -458,7 +458,7 @@ def test_flags_after_two_dashes_are_passed_on(project):
     assert call.endswith("--save-training --resume auto --micro-batch 32 --seed 1")
     answer = auto_train(project, "--full", "--compare", "--", "--micro-batch", "32")
     assert answer.returncode == 0, answer.stderr
-    assert calls(project, "--arms none compose permuted --seeds 0 1 2 --micro-batch 32") == 1
+    assert calls(project, "--arms none compose permuted --seeds 200 201 202 --micro-batch 32") == 1
 
 
 def test_weights_that_are_not_there_are_an_error(project):

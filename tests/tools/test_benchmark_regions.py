@@ -44,6 +44,7 @@ from region_table import (
 import blip_fine_tune_2
 from lavis.datasets.region_boxes import Region, load_boxes, read_box_file
 from lavis.models import load_model
+from lavis.models.blip2_models.foreground import patches_in_boxes
 from sprc.core.errors import InputError
 from sprc.training.config import REGION_WEIGHTS, TrainConfig
 
@@ -89,6 +90,14 @@ def test_whole_image_and_grid_know_nothing_of_the_image():
     (cells,) = {tuple(region.box for region in regions) for regions in region_arms.fixed_grid(BOXES, SOURCE).values()}
     assert len(cells) == 9
     assert sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in cells) == pytest.approx(1)
+
+
+def test_foreground_sees_a_grid_as_one_box():
+    """Why it has no arm with a grid: what any of the boxes has is everything."""
+    everywhere = torch.tensor([region.box for region in region_arms.fixed_grid(BOXES, SOURCE)["image-0"]])
+    owners = torch.zeros(len(everywhere), dtype=torch.long)
+    assert all(patches_in_boxes(everywhere, owners, 1, (side, side)).all() for side in (6, 8, 16))
+    assert "foreground-grid" not in ARMS
 
 
 @settings(deadline=None, max_examples=30)
@@ -258,6 +267,9 @@ def test_the_table_of_longer_runs():
         "| `none` | 2 | runs of 150 over runs of 100 | +0.50 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 |",
     ]
     assert len(longer_table(rows[:3]).splitlines()) == 2
+    chosen = [replace(given, stage="chosen") if given.stage == "report" else given for given in rows]
+    fresh = [row(seed=seed, learning_rate=1e-3) for seed in (200, 201)]
+    assert longer_table(fresh + chosen) == longer_table(rows)
 
 
 def test_the_table_of_trials():
@@ -301,7 +313,10 @@ def test_the_tuned_setting_is_taken_and_its_seeds_are_others():
     assert chosen_setting(WINNER, rows)[1] == ARMS[WINNER].weights[1]
     assert chosen_setting(WINNER, [])[1] == ARMS[WINNER].weights[0]
     for regime in REGIMES.values():
-        assert not set(regime.report_seeds) & set(regime.tune_seeds)
+        rows = read_rows(regime.csv)
+        looked_at = {given.seed for given in rows if given.stage in ("tune", "chosen")}
+        assert not set(regime.report_seeds) & (looked_at | set(regime.tune_seeds))
+        assert {given.seed for given in rows if given.stage == "report"} <= set(regime.report_seeds)
 
 
 def test_what_is_in_the_csv_file_is_not_run_again():
@@ -309,7 +324,9 @@ def test_what_is_in_the_csv_file_is_not_run_again():
     assert [(job.seed, job.arm) for job in plan(args, [])] == [(0, "none"), (0, WINNER), (1, "none"), (1, WINNER)]
     done = [row(), row(WINNER, 1, loss_region=str(ARMS[WINNER].weights[0])), row("none", 1, step=50)]
     assert [(job.seed, job.arm) for job in plan(args, done)] == [(0, WINNER), (1, "none")]
-    assert len(plan(arguments("--tune"), [])) == len(ARMS) * len(trials("none"))
+    tuned = plan(arguments("--tune"), [])
+    assert len(tuned) == len(SCRATCH.arms) * len(SCRATCH.tune_seeds) * len(trials("none"))
+    assert arguments("--chosen").table
 
 
 @given(epochs=st.integers(1, 300), most=st.integers(1, 9))

@@ -23,7 +23,7 @@ from region_plan import plan
 from region_regimes import REGIMES, SCRATCH
 from region_runs import run_all, train_job
 from region_sheet import draw_sheet
-from region_table import against, legend, longer_table, markdown, not_started_text, plot, read_rows, trials_table
+from region_table import Row, against, legend, longer_table, markdown, not_started_text, plot, read_rows, trials_table
 
 from sprc.core.command_line import HelpFormatter, non_negative_int, positive_int, run_main, user_path
 from sprc.core.errors import InputError
@@ -39,25 +39,32 @@ OF_PRETRAINED = ("photos", "install_encoder", "random_encoder")
 CONTROLS = {
     WINNER: ["none", "both", "permuted", "whole", "grid"],
     "both": ["none", "both-permuted", "both-whole", "both-grid"],
-    "foreground": ["none", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole", "grid"))],
+    "foreground": ["none", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole"))],
 }
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """The tables and the plot of one stage's rows, on the screen and in files; of --tune and --longer tables alone."""
-    everything = read_rows(args.csv)
-    rows = [row for row in everything if row.stage == args.stage]
-    if args.stage == "longer":
-        return print(f"{longer_table(everything)}\n\n{markdown(rows)}\n\nrows {args.csv}")
-    if args.stage == "tune":
-        return print(f"{trials_table(rows)}\n\n{legend(rows)}\nrows {args.csv}")
-    tables = [markdown(rows), not_started_text(rows)]
-    tables += [*(against(rows, arm, controls) for arm, controls in CONTROLS.items()), legend(rows)]
-    text = "\n\n".join(table for table in tables if table) + "\n"
-    table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
-    write_atomically(table, text)
-    plot(rows, picture)
-    return print(f"{text}\nrows {args.csv}\ntable {table}\nplot {picture}")
+    """The tables of a stage, on the screen; those of the report and of --quick in a file too, with the plot."""
+    rows = read_rows(args.csv)
+    text = tables(args.stage, rows)
+    print(f"{text}\n\nrows {args.csv}")
+    if args.stage in ("report", "quick"):
+        table, picture = args.folder / f"{args.stage}.md", args.csv.with_suffix(".png")
+        write_atomically(table, f"{text}\n")
+        plot([row for row in rows if row.stage == args.stage], picture)
+        print(f"table {table}\nplot {picture}")
+
+
+def tables(stage: str, everything: list[Row]) -> str:
+    """What a stage's rows say, as Markdown."""
+    rows = [row for row in everything if row.stage == stage]
+    if stage == "longer":
+        return f"{longer_table(everything)}\n\n{markdown(rows)}"
+    if stage == "tune":
+        return f"{trials_table(rows)}\n\n{legend(rows)}"
+    parts = [markdown(rows), not_started_text(rows)]
+    parts += [*(against(rows, arm, controls) for arm, controls in CONTROLS.items()), legend(rows)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,6 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument(
         "--quick", dest="stage", action="store_const", const="quick", help="three arms, three seeds: 15 minutes"
     )
+    stage.add_argument(
+        "--chosen", dest="stage", action="store_const", const="chosen",
+        help="run nothing: the tables of the seeds on which the objective was chosen",
+    )  # fmt: skip
     parser.add_argument("--table", action="store_true", help="run nothing: the table and plot of what there is")
     parser.add_argument("--sheet", type=user_path, metavar="PNG", help="run nothing: draw triplets of the first seed")
     where = f"{CSV.relative_to(REPOSITORY)}, pretrained beside it; of --quick, other scenes and CIRR in --folder"
@@ -122,6 +133,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     import torch
 
     args.stage = args.stage or "report"
+    args.table = args.table or args.stage == "chosen"
     cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
     args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
     check_together(args)
@@ -131,7 +143,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     args.seeds = args.seeds or (
         regime.tune_seeds if args.stage == "tune" else regime.report_seeds[: 3 if quick else None]
     )
-    epochs = regime.epochs[args.stage] if args.data_path is None else TrainConfig(dataset="CIRR").plan.num_epochs
+    epochs = regime.epochs.get(args.stage) if args.data_path is None else TrainConfig(dataset="CIRR").plan.num_epochs
     args.num_epochs = args.num_epochs or epochs
     scenes = scenes_of(args)
     args.folder = args.folder or DATA / scenes

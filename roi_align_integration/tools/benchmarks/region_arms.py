@@ -201,11 +201,12 @@ BOX_MAKERS = {
 }
 
 
-def _with_other_boxes(objective: str, prefix: str = "") -> dict[str, Arm]:
-    """An objective with every kind of boxes but the true ones."""
+def _with_other_boxes(objective: str, prefix: str = "", left_out: str | None = None) -> dict[str, Arm]:
+    """An objective with every kind of boxes but the true ones, and but one that is left out."""
     return {
         f"{prefix}{name}": Arm(f"`{objective}`, {title}", objective, WEIGHTS[objective], make_boxes, max_regions)
         for name, (title, make_boxes, max_regions) in BOX_MAKERS.items()
+        if name != left_out
     }
 
 
@@ -214,7 +215,8 @@ ARMS = {
     **{objective: Arm(f"`{objective}`", objective, weights) for objective, weights in WEIGHTS.items()},
     **_with_other_boxes(WINNER),
     **_with_other_boxes("both", "both-"),
-    **_with_other_boxes("foreground", "foreground-"),
+    # It sees what any of the boxes has: a grid, which has everything, would be `whole` again.
+    **_with_other_boxes("foreground", "foreground-", left_out="grid"),
     "changed": Arm("`both`, the changed region alone", "both", WEIGHTS["both"], model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),

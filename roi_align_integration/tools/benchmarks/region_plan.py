@@ -10,7 +10,7 @@ from region_table import Row
 
 @dataclass(frozen=True)
 class Job:
-    """One run: an arm with a setting and a seed. `stage` is report, tune, longer or quick."""
+    """One run: an arm with a setting and a seed. `stage` is report, tune, longer or quick (`region_regimes.STAGES`)."""
 
     stage: str
     arm: str

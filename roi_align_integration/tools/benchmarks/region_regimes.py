@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from region_arms import ARMS, BOX_MAKERS, Weight
+from region_arms import ARMS, Weight
 
 from lavis.models.blip2_models.region import OBJECTIVES
 from sprc.core.places import REPOSITORY
 
 DOCS = REPOSITORY / "roi_align_integration" / "docs"
-STAGES = ("report", "tune", "longer", "quick")
+# `chosen` are rows of seeds that a choice was made on: they are kept, and are no result of what was chosen.
+STAGES = ("report", "tune", "longer", "quick", "chosen")
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Regime:
     """The numbers of a regime.
 
     `learning_rates` are tried by an arm without regions. The others have the first of them, and try as many weights of
-    their region loss: `weights` by objective, or else the arm's own. `epochs` are those of each of `STAGES`. `arms` are
-    run if none are asked for. No reported seed was tuned on. `csv` has the committed rows.
+    their region loss: `weights` by objective, or else the arm's own. `epochs` are those of each of `STAGES` that
+    trains. `arms` are run if none are asked for. No choice was made on a reported seed. `csv` has the committed rows.
     """
 
     csv: Path
@@ -35,9 +36,9 @@ SCRATCH = Regime(
     csv=DOCS / "benchmark_regions.csv",
     learning_rates=(2e-3, 1e-3, 3e-3),
     epochs={"report": 85, "tune": 85, "longer": 127, "quick": 61},
-    report_seeds=tuple(range(8)),
-    tune_seeds=(100,),
-    arms=tuple(ARMS),
+    report_seeds=tuple(range(200, 208)),
+    tune_seeds=(100, 101, 102),
+    arms=("none", "compose", "permuted", "whole", "grid", "foreground"),
 )
 PRETRAINED = Regime(
     csv=DOCS / "benchmark_regions_pretrained.csv",
@@ -46,6 +47,6 @@ PRETRAINED = Regime(
     epochs={"report": 19, "tune": 13, "longer": 28, "quick": 13},
     report_seeds=tuple(range(400, 408)),
     tune_seeds=(300, 301, 302),
-    arms=("none", *OBJECTIVES, *(f"foreground-{boxes}" for boxes in BOX_MAKERS), "text", "image"),
+    arms=("none", *OBJECTIVES, *(arm for arm in ARMS if arm.startswith("foreground-")), "text", "image"),
 )
 REGIMES = {"scratch": SCRATCH, "pretrained": PRETRAINED}

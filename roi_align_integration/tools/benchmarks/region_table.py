@@ -210,7 +210,8 @@ def longer_table(rows: list[Row]) -> str:
     """Whether an arm had converged: the longer runs' last recall over their own at the step at which the usual runs
     end, and over that of the usual runs, whose schedule is shorter: other runs, with the chance of runs between them.
     """
-    usual, longer = (final_rows([r for r in rows if r.stage == stage]) for stage in ("report", "longer"))
+    longer = final_rows([r for r in rows if r.stage == "longer"])
+    usual = final_rows([r for r in rows if r.stage in ("report", "chosen") and r.seed in longer.get(r.arm, ())])
     lines = []
     for arm in (name for name in ARMS if name in longer and name in usual):
         more, fewer = (next(iter(finals[arm].values())).steps for finals in (longer, usual))
