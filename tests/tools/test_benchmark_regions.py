@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from region_arms import ARMS, WINNER, BoxSource, Weight
 from region_datasets import Demo
 from region_plan import chosen_setting, plan, trials
-from region_regimes import PRETRAINED, REGIMES, SCRATCH
+from region_regimes import PRETRAINED, REGIMES, SCRATCH, STAGES
 from region_runs import validated_every
 from region_table import (
     STARTED,
@@ -314,6 +314,7 @@ def test_the_tuned_setting_is_taken_and_its_seeds_are_others():
     assert chosen_setting(WINNER, [])[1] == ARMS[WINNER].weights[0]
     for regime in REGIMES.values():
         rows = read_rows(regime.csv)
+        assert {given.stage for given in rows} <= set(STAGES)
         looked_at = {given.seed for given in rows if given.stage in ("tune", "chosen")}
         assert not set(regime.report_seeds) & (looked_at | set(regime.tune_seeds))
         assert {given.seed for given in rows if given.stage == "report"} <= set(regime.report_seeds)

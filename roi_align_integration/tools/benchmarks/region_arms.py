@@ -202,7 +202,7 @@ BOX_MAKERS = {
 
 
 def _with_other_boxes(objective: str, prefix: str = "", left_out: str | None = None) -> dict[str, Arm]:
-    """An objective with every kind of boxes but the true ones, and but one that is left out."""
+    """An objective with every kind of boxes but the true ones, without the one that is left out."""
     return {
         f"{prefix}{name}": Arm(f"`{objective}`, {title}", objective, WEIGHTS[objective], make_boxes, max_regions)
         for name, (title, make_boxes, max_regions) in BOX_MAKERS.items()
