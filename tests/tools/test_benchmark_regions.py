@@ -370,6 +370,8 @@ def test_a_regime_has_settings_seeds_and_files_of_its_own(tmp_path):
         (["--random-encoder"], "`random_encoder` is for `regime` pretrained"),
         (["--regime", "pretrained"], "`regime` pretrained needs `photos`"),
         (["--regime", "pretrained", "--data-path", "d", "--box-file", "b"], "leave it out with `data_path`"),
+        (["--chosen", "--regime", "pretrained"], "`chosen` is of the scenes cluttered"),
+        (["--chosen", "--difficulty", "plain"], "nothing was chosen on others"),
         (["--sheet", "s.jpg"], r"`sheet` .*s\.jpg is written as PNG"),
     ],
 )

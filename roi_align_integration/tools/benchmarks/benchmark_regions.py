@@ -162,6 +162,8 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError("`regime` pretrained has scenes of its own: leave it out with `data_path`")
     if args.regime == "pretrained" and args.photos is None and not args.table:
         raise InputError("`regime` pretrained needs `photos`, a folder with iconic/ and store/")
+    if args.stage == "chosen" and scenes_of(args) != SCENES[0]:
+        raise InputError(f"`chosen` is of the scenes {SCENES[0]} of `regime` scratch: nothing was chosen on others")
     if args.sheet and args.sheet.suffix.lower() != ".png":
         raise InputError(f"`sheet` {args.sheet} is written as PNG: give a name that ends in .png")
 
