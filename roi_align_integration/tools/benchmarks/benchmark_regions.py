@@ -69,7 +69,7 @@ def tables(stage: str, everything: list[Row]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), help="rows of the table (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), help="rows of the table (default: the regime's)")
     parser.add_argument("--seeds", nargs="+", type=int, help="paired seeds (default: the regime's, region_regimes.py)")
     parser.add_argument("--regime", choices=tuple(REGIMES), default="scratch", help="what a run starts from")
     stage = parser.add_mutually_exclusive_group()
