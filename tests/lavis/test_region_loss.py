@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torchvision.ops import roi_align
 
 from lavis.models import load_model
+from lavis.models.blip2_models.foreground import MOST_REVEALED, revealed_patches
 from lavis.models.blip2_models.region import OBJECTIVES, TOKENS, flatten_boxes, match_regions, pool_regions
 from lavis.models.checkpoint import FORK_ADDS, load_checkpoint, save_model
 from sprc.core.errors import InputError
@@ -313,6 +314,29 @@ def test_slivers_and_the_whole_image_stay_finite_in_half_precision(model, sample
         assert loss.dtype == torch.float32
         assert torch.isfinite(loss)
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_share_of_revealed_patches_is_uniform_up_to_its_greatest():
+    torch.manual_seed(0)
+    revealed = revealed_patches(torch.zeros(2000, 10_000, dtype=torch.bool))
+    shares = revealed.float().mean(dim=1).sort().values
+    torch.testing.assert_close(shares, torch.linspace(0, MOST_REVEALED, 2000), atol=0.02, rtol=0)
+
+
+def test_only_a_training_reveals_patches_and_only_outside_the_boxes(model, samples):
+    embeds, boxes = model.encode_images(samples["target"]), samples["target_region_boxes"]
+    of_boxes, has_boxes = model.seen_by_views(embeds, boxes)
+    torch.manual_seed(0)
+    drawn = [model.train().seen_by_views(embeds, boxes) for _ in range(200)]
+    assert all(torch.equal(has, has_boxes) for _, has in drawn)
+    whole, inside = torch.stack([views for views, _ in drawn])[:, has_boxes].unbind(dim=2)  # (200, n, 17) each
+    own, first = of_boxes[has_boxes, 1], torch.arange(17) == 0
+    assert whole.all()
+    assert inside[:, own].all()
+    assert not inside[..., first].any()  # CLS has seen everything
+    seen = inside.float().mean(dim=0)[~own & ~first]
+    torch.testing.assert_close(seen, torch.full_like(seen, MOST_REVEALED / 2), atol=0.12, rtol=0)
+    assert torch.equal(model.eval().seen_by_views(embeds, boxes)[0], of_boxes)
 
 
 def test_four_arguments_are_enough_for_pairs_and_tokens(model, samples):

@@ -12,6 +12,7 @@ from lavis.models.blip2_models.region import PREFIX_TOKENS, contrast_of
 from lavis.models.blip2_models.scores import token_scores
 
 LEAST_COVERED = 1 / 3  # of a patch's width, and of its height
+MOST_REVEALED = 0.5  # of the patches outside the boxes
 
 
 def patches_in_boxes(boxes: Tensor, owners: Tensor, batch: int, grid: tuple[int, int]) -> Tensor:
@@ -36,14 +37,24 @@ def _covered(first: Tensor, last: Tensor, count: int) -> Tensor:
     return (overlap > LEAST_COVERED) | (starts == middle[:, None])
 
 
-def views_of(patches: Tensor) -> tuple[Tensor, Tensor]:
+def revealed_patches(patches: Tensor) -> Tensor:
+    """(B, P) bool -> bool: random patches of an image, a share of them that is drawn from 0 to `MOST_REVEALED`.
+
+    Boxes of a detector miss objects. A view that sees a part of what is outside them may see those too.
+    """
+    share = torch.rand(len(patches), 1, device=patches.device) * MOST_REVEALED
+    return torch.rand(patches.shape, device=patches.device) < share
+
+
+def views_of(patches: Tensor, revealed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(B, P) bool -> what two views see, (B, 2, P + 1) bool, CLS first; and which images have a patch, (B,) bool.
 
-    The first view sees the whole image. The second sees those patches alone, and not CLS, which has seen everything. An
-    image without such a patch is seen whole.
+    The first view sees the whole image. The second sees those patches and the revealed ones (B, P), and not CLS, which
+    has seen everything. An image without a patch of its own is seen whole.
     """
     has_patch = patches.any(dim=1)
-    inside = F.pad(patches, (PREFIX_TOKENS, 0))  # (B, P) -> (B, P + 1)
+    seen = patches if revealed is None else patches | revealed
+    inside = F.pad(seen, (PREFIX_TOKENS, 0))  # (B, P) -> (B, P + 1)
     whole = torch.ones_like(inside)
     return torch.stack([whole, inside | ~has_patch[:, None]], dim=1), has_patch
 

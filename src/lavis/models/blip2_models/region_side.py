@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lavis.models.blip2_models.foreground import foreground_loss, patches_in_boxes, views_of
+from lavis.models.blip2_models.foreground import foreground_loss, patches_in_boxes, revealed_patches, views_of
 from lavis.models.blip2_models.region import (
     OBJECTIVES,
     TOKENS,
@@ -200,9 +200,13 @@ class RegionSide(nn.Module):
             return features
 
     def seen_by_views(self, image_embeds: Tensor, boxes: Sequence | None) -> tuple[Tensor, Tensor]:
-        """What two views of every image see, (B, 2, P + 1) bool, and which images have boxes: `views_of`."""
+        """What two views of every image see, (B, 2, P + 1) bool, and which images have boxes: `views_of`.
+
+        In training the second view also sees some of the other patches, at random as dropout is.
+        """
         flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        return views_of(patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds)))
+        patches = patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds))
+        return views_of(patches, revealed_patches(patches) if self.training else None)
 
     def region_loss(self, features: Mapping[str, Tensor | None], batch: int) -> Tensor:
         """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
