@@ -273,10 +273,13 @@ def test_the_table_of_longer_runs():
 
 
 def test_the_table_of_trials():
-    rows = [row(WINNER, 100, stage="tune", loss_region="0.5"), row("none", 100, stage="tune"), row("none", step=50)]
+    rows = [row(WINNER, 101, stage="tune", loss_region="0.5", recall=31.0)]
+    rows += [row(WINNER, 100, stage="tune", loss_region=weight) for weight in ("0.5", "1")]
+    rows += [row("none", 100, stage="tune"), row("none", step=50)]
     assert trials_table(rows).splitlines()[2:] == [
-        "| `none` | 100 | 0.002 |  | 30.00 | 60.00 | 75.00 | 55.00 |",
-        f"| `{WINNER}` | 100 | 0.002 | 0.5 | 30.00 | 60.00 | 75.00 | 55.00 |",
+        "| `none` | 0.002 |  | 100 | 30.00 | 60.00 | 75.00 | 55.00 |",
+        f"| `{WINNER}` | 0.002 | 0.5 | 100, 101 | 30.50 | 60.00 | 75.00 | 55.00 |",
+        f"| `{WINNER}` | 0.002 | 1 | 100 | 30.00 | 60.00 | 75.00 | 55.00 |",
     ]
 
 

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -169,9 +170,13 @@ def _seeds_cell(rows: list[Row], finals: dict[str, dict[int, Row]], arm: str) ->
 
 
 def _cells(finals: dict[str, dict[int, Row]], arm: str) -> list[str]:
-    means = [statistics.fmean(getattr(row, metric) for row in finals[arm].values()) for metric in METRICS]
     differences = [""] * len(METRICS) if arm == BASELINE else _differences(finals[arm], finals[BASELINE])
-    return [f"{mean:.2f}" for mean in means] + differences
+    return _means(finals[arm].values()) + differences
+
+
+def _means(rows: Collection[Row]) -> list[str]:
+    """The mean of every metric, in words."""
+    return [f"{statistics.fmean(getattr(row, metric) for row in rows):.2f}" for metric in METRICS]
 
 
 def _differences(first: dict[int, Row], second: dict[int, Row]) -> list[str]:
@@ -228,13 +233,16 @@ def longer_table(rows: list[Row]) -> str:
 
 
 def trials_table(rows: list[Row]) -> str:
-    """The last step of every tuning run: which settings were tried, and what came out."""
-    lines = []
+    """Every setting that was tried: its seeds, and the means at the last step over them."""
     order = {arm: number for number, arm in enumerate(ARMS)}
-    for row in sorted((row for row in rows if row.is_last), key=lambda row: order[row.arm]):
-        recalls = [f"{getattr(row, metric):.2f}" for metric in METRICS]
-        lines.append([f"`{row.arm}`", str(row.seed), f"{row.learning_rate:g}", row.loss_region, *recalls])
-    return _table(["arm", "seed", "learning rate", "region weight", *METRICS.values()], lines)
+    of_trial: dict[tuple, list[Row]] = defaultdict(list)
+    for row in sorted((row for row in rows if row.is_last), key=lambda row: (order[row.arm], row.seed)):
+        of_trial[row.arm, row.learning_rate, row.loss_region].append(row)
+    lines = []
+    for (arm, rate, weight), found in of_trial.items():
+        seeds = ", ".join(str(row.seed) for row in found)
+        lines.append([f"`{arm}`", f"{rate:g}", weight, seeds, *_means(found)])
+    return _table(["arm", "learning rate", "region weight", "seeds", *METRICS.values()], lines)
 
 
 def legend(rows: list[Row]) -> str:
