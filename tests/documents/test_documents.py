@@ -124,11 +124,13 @@ def test_the_two_commands_are_shown():
     assert "bash tests/run.sh\n" in readme
 
 
-def test_the_benchmark_tables_are_those_of_their_rows():
-    from benchmark_regions import CONTROLS, CSV
+@pytest.mark.parametrize("regime", ["scratch", "pretrained"])
+def test_the_benchmark_tables_are_those_of_their_rows(regime):
+    from benchmark_regions import CONTROLS
+    from region_regimes import REGIMES
     from region_table import against, longer_table, markdown, read_rows, trials_table
 
-    rows, summary = read_rows(CSV), SECTIONS[ROOT / "roi_align_integration" / "SUMMARY.md"]
+    rows, summary = read_rows(REGIMES[regime].csv), SECTIONS[ROOT / "roi_align_integration" / "SUMMARY.md"]
     assert trials_table([row for row in rows if row.stage == "tune"]) in summary
     for stage in ("report", "chosen"):
         reported = [row for row in rows if row.stage == stage]
