@@ -121,7 +121,7 @@ class RegionOptions:
         "pairs: regions of reference and target, one to one; tokens: target regions find their image through the"
         " target tokens; query: the query finds the best region of its target; compose: target regions find the query"
         " that reference and sentence are composed to; both: tokens and compose, half each; foreground: the query"
-        " finds its target, the images of one or both seen through their boxes alone",
+        " finds its target, the images of one or both seen through their boxes and some of the rest, at random",
         default="compose",
         choices=tuple(REGION_WEIGHTS),
         only_with="use_region_loss",

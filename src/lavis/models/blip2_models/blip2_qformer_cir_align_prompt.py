@@ -109,7 +109,7 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
     def foreground_features(
         self, reference: Tensor, target: Tensor, ref_boxes: Sequence | None, tgt_boxes: Sequence | None, text: Text
     ) -> dict[str, Tensor]:
-        """`embed` for the objective `foreground`: both images seen whole, and through their boxes alone.
+        """`embed` for the objective `foreground`: both images seen whole, and through their boxes (`views_of`).
 
         Whole as ever: `query`, `prompted`, `target_tokens`, `fused_mean`. Through the boxes: `foreground_query` (B, E)
         and `foreground_tokens` (B, Q, E); `has_boxes` (B, 2) says which references and targets have any.

@@ -65,7 +65,8 @@ def foreground_loss(
     """SPRC's own loss on what is seen through the boxes: the query finds its target in the batch, as a sum of three.
 
     The query of the whole reference finds targets seen through their boxes; the query of the reference seen so finds
-    whole targets; and it finds targets seen so. No parameter is new, and a background cannot be learned by heart.
+    whole targets; and it finds targets seen so. No parameter is new. Most of a background is hidden: it is hard to
+    learn by heart.
 
     Args:
         queries: (B, E) of whole references and of those seen through boxes, L2-normalised.
