@@ -14,13 +14,14 @@ import benchmark_regions
 import pytest
 import region_arms
 import region_datasets
+import region_models
 import region_runs
 import region_table
 import torch
 from benchmark_regions import build_parser, complete
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from region_arms import ARMS, WINNER, BoxSource, Weight
+from region_arms import ARMS, WINNER, Arm, BoxSource, WarmUp, Weight
 from region_datasets import Demo
 from region_plan import chosen_setting, plan, trials
 from region_regimes import PRETRAINED, REGIMES, SCRATCH, STAGES
@@ -46,7 +47,8 @@ from lavis.datasets.region_boxes import Region, load_boxes, read_box_file
 from lavis.models import load_model
 from lavis.models.blip2_models.foreground import patches_in_boxes
 from sprc.core.errors import InputError
-from sprc.training.config import REGION_WEIGHTS, TrainConfig
+from sprc.core.reading import read_json
+from sprc.training.config import LAST_FILE, REGION_WEIGHTS, TrainConfig
 
 SOURCE = BoxSource(0, lambda name: None)
 BOXES = {f"image-{i}": [Region((0.01 * i, 0.2, 0.01 * i + 0.3, 0.6)), Region((0.1, 0.1, 0.2, 0.2))] for i in range(50)}
@@ -160,9 +162,9 @@ def test_the_changed_region_is_the_one_that_no_reference_region_is_like():
     reference = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     target = torch.tensor([[5.0, 0.0, 0.1], [0.3, 0.0, 1.0], [0.0, 1.0, 0.5]])
     boxes = [[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5]]
-    assert region_arms.least_like(reference, target, boxes) == boxes[1:2]
-    assert region_arms.least_like(reference[:0], target, boxes) is boxes
-    assert region_arms.least_like(reference, target[:0], []) == []
+    assert region_models.least_like(reference, target, boxes) == boxes[1:2]
+    assert region_models.least_like(reference[:0], target, boxes) is boxes
+    assert region_models.least_like(reference, target[:0], []) == []
 
 
 def test_the_arm_of_changed_regions_reads_only_their_boxes(small_yaml):
@@ -460,15 +462,21 @@ def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys,
     """Its runs are in this process."""
     monkeypatch.setattr(region_table, "STARTED", 0.0)  # nothing is learned here
     monkeypatch.setattr(region_runs, "subprocess", SimpleNamespace(run=train_in_here))
+    monkeypatch.setitem(ARMS, "warm", Arm("warm", warm_up=WarmUp(1, 2.0, WINNER)))
     boxes = demo / "boxes" / "cirr_boxes_train.json"
     flags = ["--device", "cpu", "--folder", str(tmp_path), "--data-path", str(demo), "--box-file", str(boxes)]
     flags += ["--backbone", small_yaml, "--batch-size", "8", "--learning-rate", "1e-3", "--num-epochs", "3"]
     flags += ["--num-workers", "0"]
-    benchmark_regions.main([*flags, "--arms", "none", WINNER, "--seeds", "0"])
+    benchmark_regions.main([*flags, "--arms", "none", WINNER, "warm", "--seeds", "0"])
     rows = read_rows(tmp_path / "rows.csv")
-    assert {(row.arm, row.learning_rate) for row in rows} == {("none", 1e-3), (WINNER, 1e-3)}
+    assert {(row.arm, row.learning_rate) for row in rows} == {("none", 1e-3), (WINNER, 1e-3), ("warm", 1e-3)}
     assert {row.step / row.steps for row in rows} == {1 / 3, 1}
     assert f"`{WINNER}`" in capsys.readouterr().out
+    (warmed,) = (tmp_path / "runs").glob("*warm*/*/training_hyperparameters.json")
+    before = Path(read_json(warmed, dict, "", paths=True)["weights"])
+    first = read_json(before.parents[1] / warmed.name, dict, "", paths=True)
+    assert (before.parents[2], before.name) == (warmed.parents[1] / "warm_up", LAST_FILE)
+    assert (first["learning_rate"], first["num_epochs"], first["region_objective"]) == (2e-3, 1, WINNER)
 
 
 def test_all_stages_share_a_file_of_rows():

@@ -5,12 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+import region_models  # noqa: F401  # registers the models that arms name
 
-from lavis.common.registry import registry
 from lavis.datasets.region_boxes import Region, read_box_file, save_boxes
-from lavis.models import Blip2QformerCirAlignPrompt
 from sprc.benchmarks.cirr import read_image_split
 from sprc.boxes.examples import grid_boxes
 from sprc.boxes.saliency import boxes_of_file
@@ -19,43 +16,6 @@ from sprc.core.errors import InputError
 Box = tuple[float, float, float, float]
 Boxes = dict[str, list[Region]]
 WINNER = "compose"
-
-
-@registry.register_model("blip2_cir_text_only")
-class TextOnly(Blip2QformerCirAlignPrompt):
-    """A baseline that sees no reference image, in training and retrieval."""
-
-    def fuse(self, reference_embeds, input_ids, text_mask):
-        return super().fuse(torch.zeros_like(reference_embeds), input_ids, text_mask)
-
-
-@registry.register_model("blip2_cir_image_only")
-class ImageOnly(Blip2QformerCirAlignPrompt):
-    """A baseline that reads no sentence, in training and retrieval."""
-
-    def tokenize(self, captions):
-        return super().tokenize([""] * len(captions))
-
-
-@registry.register_model("blip2_cir_changed_region")
-class ChangedRegion(Blip2QformerCirAlignPrompt):
-    """The region loss of one region a target: the one least like any of the reference, of which the sentence speaks."""
-
-    def region_features(self, reference, target, ref_boxes, tgt_boxes, fused):
-        side = (self.config.vision.image_size,) * 2
-        with torch.no_grad():
-            of_reference = self.extract_region_features(reference, ref_boxes, side)
-            of_target = self.extract_region_features(target, tgt_boxes, side)
-        kept = [least_like(*of_pair) for of_pair in zip(of_reference, of_target, tgt_boxes, strict=True)]
-        return super().region_features(reference, target, ref_boxes, kept, fused)
-
-
-def least_like(reference: torch.Tensor, target: torch.Tensor, boxes):
-    """The box of the target feature whose greatest cosine is the least, as a list; all boxes without any to compare."""
-    if len(reference) == 0 or len(target) == 0:
-        return boxes
-    cosines = F.normalize(target, dim=-1) @ F.normalize(reference, dim=-1).T  # (n, D) x (D, m) -> (n, m)
-    return [boxes[int(cosines.amax(dim=1).argmin())]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +27,18 @@ class Weight:
 
     def __str__(self) -> str:
         return f"{self.start:g}" if self.until is None else f"{self.start:g} to 0 at {self.until:g}"
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A training on the same triplets before the run, which starts from its last weights.
+
+    Its learning rate is `faster` times the run's. `objective` has its own weight; None is SPRC without regions.
+    """
+
+    epochs: int
+    faster: float
+    objective: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +55,7 @@ class Arm:
     make_boxes: Callable[[Boxes, "BoxSource"], Boxes] | None = None
     max_regions: int = 5
     model: str = "blip2_cir_align_prompt"
+    warm_up: WarmUp | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +183,10 @@ def _with_other_boxes(objective: str, prefix: str = "", left_out: str | None = N
     }
 
 
+def _compose_with(what: str, model: str) -> Arm:
+    return Arm(f"`compose`, {what}", "compose", WEIGHTS["compose"], model=model)
+
+
 ARMS = {
     "none": Arm("no regions (SPRC)"),
     **{objective: Arm(f"`{objective}`", objective, weights) for objective, weights in WEIGHTS.items()},
@@ -220,6 +197,12 @@ ARMS = {
     "changed": Arm("`both`, the changed region alone", "both", WEIGHTS["both"], model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),
+    # Ideas for training from pretrained weights, each set against the arm of its objective, or against each other.
+    "fast": _compose_with("new parameters at ten times the rate", "blip2_cir_fast_heads"),
+    "started": _compose_with("`region_token_proj` started from `text_proj`", "blip2_cir_started_head"),
+    "biased": _compose_with("attention that prefers boxes, less and less", "blip2_cir_biased_attention"),
+    "warm": Arm("no regions, after a warm-up with `compose`", warm_up=WarmUp(6, 2.0, "compose")),
+    "warm-none": Arm("no regions, after a warm-up without", warm_up=WarmUp(6, 2.0)),
 }
 
 

@@ -21,7 +21,7 @@ from sprc.core.errors import InputError
 from sprc.core.files import made_and_held, read_bytes, read_json, write_atomically
 from sprc.core.launch import alone_environment
 from sprc.core.reading import read_csv
-from sprc.training.config import TrainConfig
+from sprc.training.config import LAST_FILE, TrainConfig
 from sprc.training.run_inputs import file_fingerprint
 
 SCRIPT = Path(__file__).with_name("benchmark_regions.py")  # it takes --train-job
@@ -54,14 +54,34 @@ def job_settings(job: Job, source: Source, folder: Path) -> dict:
     return settings
 
 
+def warm_up_settings(job: Job, source: Source, settings: dict) -> dict | None:
+    """The settings of the training before a run, if its arm has one: the run's own but for what `WarmUp` has."""
+    warm_up = ARMS[job.arm].warm_up
+    if warm_up is None:
+        return None
+    own = {"num_epochs": warm_up.epochs, "learning_rate": warm_up.faster * job.learning_rate,
+           "validation_frequency": warm_up.epochs, "save_training": True,
+           "output_folder": settings["output_folder"] / "warm_up"}  # fmt: skip
+    if warm_up.objective is not None:
+        own |= {"use_region_loss": True, "region_objective": warm_up.objective,
+                "box_file": source.true_boxes(job.seed)}  # fmt: skip
+    return settings | own | source.schedule(warm_up.epochs)
+
+
 def train_job(folder: Path) -> None:
     """In a process of its own: train as `settings.json` in the folder says, or continue."""
+    saved = read_json(folder / "settings.json", dict, "remove the folder", paths=True)
+    weights = {"weights": str(train(saved["warm_up"]) / "saved_models" / LAST_FILE)} if saved["warm_up"] else {}
+    train(saved["config"] | weights)
+
+
+def train(settings: dict) -> Path:
+    """Train with these settings, or continue -> the run's folder."""
     from sprc.training.resuming import find_run
     from sprc.training.run import run_training
 
-    settings = read_json(folder / "settings.json", dict, "remove the folder", paths=True)["config"]
     config = TrainConfig(**settings)
-    run_training(config, find_run(config))
+    return run_training(config, find_run(config))[1]
 
 
 def run_job(job: Job, source: Source, args: argparse.Namespace) -> list[Row]:
@@ -69,7 +89,8 @@ def run_job(job: Job, source: Source, args: argparse.Namespace) -> list[Row]:
     folder, start = args.folder / "runs" / job.name, time.perf_counter()
     settings = job_settings(job, source, folder)
     boxes = None if ARMS[job.arm].objective is None else file_fingerprint(source.true_boxes(job.seed))
-    write_settings(folder / "settings.json", {"config": settings, "boxes": boxes})
+    warm_up = warm_up_settings(job, source, settings)
+    write_settings(folder / "settings.json", {"config": settings, "boxes": boxes, "warm_up": warm_up})
     environment = alone_environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
     with (folder / "log.txt").open("ab") as log:
         command = [sys.executable, str(SCRIPT), "--train-job", str(folder)]

@@ -1,0 +1,144 @@
+"""The models of a comparison of region losses: baselines that see half of a question, and what was tried beside SPRC.
+
+None of them is for users: `region_arms.py` names those that an arm trains.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavis.common.registry import registry
+from lavis.models import Blip2QformerCirAlignPrompt
+from lavis.models.blip2_models.foreground import patches_in_boxes
+from lavis.models.blip2_models.region import PREFIX_TOKENS, flatten_boxes
+
+FASTER = 10.0  # rate of new parameters over that of the others
+OUTSIDE = 4.0  # what attention to a patch outside the boxes loses in its logit, at first
+FADED = 300  # steps until it loses nothing: half of a tuning run
+HEADS = ("region_proj", "region_token_proj")
+
+
+@registry.register_model("blip2_cir_text_only")
+class TextOnly(Blip2QformerCirAlignPrompt):
+    """A baseline that sees no reference image, in training and retrieval."""
+
+    def fuse(self, reference_embeds, input_ids, text_mask):
+        return super().fuse(torch.zeros_like(reference_embeds), input_ids, text_mask)
+
+
+@registry.register_model("blip2_cir_image_only")
+class ImageOnly(Blip2QformerCirAlignPrompt):
+    """A baseline that reads no sentence, in training and retrieval."""
+
+    def tokenize(self, captions):
+        return super().tokenize([""] * len(captions))
+
+
+@registry.register_model("blip2_cir_changed_region")
+class ChangedRegion(Blip2QformerCirAlignPrompt):
+    """The region loss of one region a target: the one least like any of the reference, of which the sentence speaks."""
+
+    def region_features(self, reference, target, ref_boxes, tgt_boxes, fused):
+        side = (self.config.vision.image_size,) * 2
+        with torch.no_grad():
+            of_reference = self.extract_region_features(reference, ref_boxes, side)
+            of_target = self.extract_region_features(target, tgt_boxes, side)
+        kept = [least_like(*of_pair) for of_pair in zip(of_reference, of_target, tgt_boxes, strict=True)]
+        return super().region_features(reference, target, ref_boxes, kept, fused)
+
+
+def least_like(reference: Tensor, target: Tensor, boxes):
+    """The box of the target feature whose greatest cosine is the least, as a list; all boxes without any to compare."""
+    if len(reference) == 0 or len(target) == 0:
+        return boxes
+    cosines = F.normalize(target, dim=-1) @ F.normalize(reference, dim=-1).T  # (n, D) x (D, m) -> (n, m)
+    return [boxes[int(cosines.amax(dim=1).argmin())]]
+
+
+class FastLinear(nn.Linear):
+    """A linear layer that learns `FASTER` times as fast: Adam moves what it holds by the rate, and it holds a tenth."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, FASTER * self.weight, FASTER * self.bias)
+
+
+@registry.register_model("blip2_cir_fast_heads")
+class FastHeads(Blip2QformerCirAlignPrompt):
+    """The projections of regions, which alone start at random, learn faster than the rest."""
+
+    def add_region_parameters(self, config):
+        super().add_region_parameters(config)
+        for name in HEADS:
+            slow = getattr(self, name)
+            with torch.random.fork_rng(devices=[]):
+                fast = FastLinear(slow.in_features, slow.out_features, device=slow.weight.device)
+            fast.load_state_dict({part: value / FASTER for part, value in slow.state_dict().items()}, assign=True)
+            setattr(self, name, fast)
+        self.use_region_loss = self.use_region_loss  # what is new is as free, or frozen, as what it replaces
+
+    def initial_region_values(self):
+        values = super().initial_region_values()
+        return {name: value / FASTER if name.startswith(HEADS) else value for name, value in values.items()}
+
+
+@registry.register_model("blip2_cir_started_head")
+class StartedHead(Blip2QformerCirAlignPrompt):
+    """`region_token_proj` starts from `text_proj`, which has its shape, in place of random numbers."""
+
+    started = False
+
+    def load_state_dict(self, state_dict, *args, **named):
+        """The first weights that it takes are those that a training starts from; later ones are a run's own."""
+        if not self.started:
+            text = {part: state_dict[f"text_proj.{part}"].clone() for part in ("weight", "bias")}
+            state_dict = dict(state_dict) | {f"region_token_proj.{part}": value for part, value in text.items()}
+            self.started = True
+        return super().load_state_dict(state_dict, *args, **named)
+
+
+@registry.register_model("blip2_cir_biased_attention")
+class BiasedAttention(Blip2QformerCirAlignPrompt):
+    """Cross-attention prefers what is in the boxes, in training, and less and less: after `FADED` steps it is SPRC's.
+
+    A training that is interrupted begins to fade again: let it run through.
+    """
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self.steps, self.boxes, self.biases = 0, (None, None), dict[int, Tensor]()
+        self.Qformer.model.register_forward_pre_hook(self._add_bias, with_kwargs=True)
+
+    @property
+    def strength(self) -> float:
+        """What a logit outside the boxes loses now."""
+        return OUTSIDE * max(0.0, 1 - self.steps / FADED) if self.training else 0.0
+
+    def embed(self, samples):
+        self.boxes = self.boxes_of(samples)
+        features = super().embed(samples)
+        self.biases.clear()
+        self.steps += self.training
+        return features
+
+    def encode_pair(self, reference, target):
+        pair = super().encode_pair(reference, target)
+        if self.strength > 0:
+            self.biases = {id(tokens): self.bias_of(tokens, own) for tokens, own in zip(pair, self.boxes, strict=True)}
+        return pair
+
+    def bias_of(self, tokens: Tensor, boxes: Sequence | None) -> Tensor:
+        """(B, P + 1, D), B lists of boxes -> what is added to the logits of each token, (B, 1, 1, P + 1).
+
+        It is 0 for what is in a box, for CLS, and for an image without boxes.
+        """
+        flat, owners = flatten_boxes(boxes, len(tokens), tokens.device)
+        inside = patches_in_boxes(flat, owners, len(tokens), self.own_grid(tokens))  # (B, P)
+        outside = ~inside & inside.any(dim=1, keepdim=True)
+        return F.pad(-self.strength * outside.float(), (PREFIX_TOKENS, 0))[:, None, None]
+
+    def _add_bias(self, module: nn.Module, given: tuple, named: dict[str, Any]):
+        bias = self.biases.get(id(named.get("encoder_hidden_states")))
+        return (given, named) if bias is None else (given, named | {"encoder_attention_mask": bias})
