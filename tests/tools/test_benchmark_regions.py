@@ -22,7 +22,7 @@ from benchmark_regions import build_parser, complete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from region_arms import ARMS, WINNER, Arm, BoxSource, WarmUp, Weight
-from region_datasets import Demo
+from region_datasets import Cirr, Demo
 from region_plan import chosen_setting, plan, trials
 from region_regimes import PRETRAINED, REGIMES, SCRATCH, STAGES
 from region_runs import validated_every
@@ -442,6 +442,14 @@ def test_a_small_benchmark_on_generated_scenes(warm_run, tmp_path, monkeypatch, 
     said = capsys.readouterr().out
     assert said.count("`compose`, boxes permuted") == 2
     assert said.endswith(f"plot {tmp_path / 'rows.png'}\n")
+
+
+def test_an_arm_may_have_settings_of_its_own(demo, tmp_path):
+    boxes = demo / "boxes" / "cirr_boxes_train.json"
+    args = arguments("--data-path", str(demo), "--box-file", str(boxes), "--arms", "none", "contrast", "--seeds", "0")
+    none, contrast = (region_runs.job_settings(job, Cirr(args), tmp_path / job.arm) for job in plan(args, []))
+    assert "loss_rtc" not in none and TrainConfig(**none).plan.loss_rtc == 4 * contrast["loss_rtc"]
+    assert TrainConfig(**none).plan.loss_align == 4 * contrast["loss_align"]
 
 
 def test_the_folder_of_other_settings_is_left_alone(tmp_path):

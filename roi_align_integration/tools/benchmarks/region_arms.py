@@ -1,8 +1,8 @@
 """The arms of a comparison of region losses: what each trains with, its box file, and the settings to tune it over."""
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import region_models  # noqa: F401  # registers the models that arms name
@@ -46,7 +46,8 @@ class Arm:
     """What one row of the table trains with; `objective` None is SPRC without regions.
 
     `weights` are the settings to try; the first of them is taken if nothing was tuned. An arm without regions tries as
-    many learning rates. `make_boxes` makes the arm's box file out of the true one.
+    many learning rates. `make_boxes` makes the arm's box file out of the true one. `options` are other settings of
+    `TrainConfig`.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Arm:
     max_regions: int = 5
     model: str = "blip2_cir_align_prompt"
     warm_up: WarmUp | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ ARMS = {
     "biased": _compose_with("attention that prefers boxes, less and less", "blip2_cir_biased_attention"),
     "warm": Arm("no regions, after a warm-up with `compose`", warm_up=WarmUp(6, 2.0, "compose")),
     "warm-none": Arm("no regions, after a warm-up without", warm_up=WarmUp(6, 2.0)),
+    # `foreground` has SPRC's contrast three times more: is it the boxes, or a contrast that weighs four times as much?
+    "contrast": Arm("no regions, the other losses at a quarter", options={"loss_rtc": 0.1, "loss_align": 0.1}),
 }
 
 

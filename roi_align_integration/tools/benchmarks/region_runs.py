@@ -45,6 +45,7 @@ def job_settings(job: Job, source: Source, folder: Path) -> dict:
         "learning_rate": job.learning_rate,
         "blip_model_name": arm.model,
         "output_folder": folder,
+        **arm.options,
     }
     settings |= source.schedule(job.epochs)
     if box_file is not None:
