@@ -39,7 +39,7 @@ OF_PRETRAINED = ("photos", "install_encoder", "random_encoder")
 CONTROLS = {
     WINNER: ["none", "both", "permuted", "whole", "grid"],
     "both": ["none", "both-permuted", "both-whole", "both-grid"],
-    "foreground": ["none", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole"))],
+    "foreground": ["none", "contrast", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole"))],
 }
 
 
