@@ -186,6 +186,8 @@ def killed_and_resumed(warm, whole, words: list, output, seed: int, most_kills: 
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
+        if process.finished().returncode == 0:  # the signal came too late
+            break
         assert process.finished().returncode == -signal.SIGKILL
         kills += 1
         print(f"kill {kills}")
