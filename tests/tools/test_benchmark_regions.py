@@ -49,6 +49,7 @@ from lavis.models.blip2_models.foreground import patches_in_boxes
 from sprc.core.errors import InputError
 from sprc.core.reading import read_json
 from sprc.training.config import LAST_FILE, REGION_WEIGHTS, TrainConfig
+from sprc.training.run_inputs import file_fingerprint
 
 SOURCE = BoxSource(0, lambda name: None)
 BOXES = {f"image-{i}": [Region((0.01 * i, 0.2, 0.01 * i + 0.3, 0.6)), Region((0.1, 0.1, 0.2, 0.2))] for i in range(50)}
@@ -480,6 +481,9 @@ def test_the_same_table_on_a_dataset_on_disk(demo, small_yaml, tmp_path, capsys,
     assert {(row.arm, row.learning_rate) for row in rows} == {("none", 1e-3), (WINNER, 1e-3), ("warm", 1e-3)}
     assert {row.step / row.steps for row in rows} == {1 / 3, 1}
     assert f"`{WINNER}`" in capsys.readouterr().out
+    runs = (tmp_path / "runs").glob("*/settings.json")
+    boxes_of = {path.parent.name.split("-")[1]: read_json(path, dict, "")["boxes"] for path in runs}
+    assert boxes_of["none"] is None and boxes_of["warm"] == boxes_of[WINNER] == file_fingerprint(boxes)
     (warmed,) = (tmp_path / "runs").glob("*warm*/*/training_hyperparameters.json")
     before = Path(read_json(warmed, dict, "", paths=True)["weights"])
     first = read_json(before.parents[1] / warmed.name, dict, "", paths=True)

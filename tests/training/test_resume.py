@@ -186,9 +186,10 @@ def killed_and_resumed(warm, whole, words: list, output, seed: int, most_kills: 
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
-        if process.finished().returncode == 0:  # the signal came too late
+        status = process.finished().returncode
+        if status == 0:  # the signal came too late
             break
-        assert process.finished().returncode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
         kills += 1
         print(f"kill {kills}")
         process = warm(*words, "--resume", "auto", "--num-workers", kills % 2)

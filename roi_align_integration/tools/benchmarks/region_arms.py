@@ -46,8 +46,8 @@ class Arm:
     """What one row of the table trains with; `objective` None is SPRC without regions.
 
     `weights` are the settings to try; the first of them is taken if nothing was tuned. An arm without regions tries as
-    many learning rates. `make_boxes` makes the arm's box file out of the true one. `options` are other settings of
-    `TrainConfig`.
+    many learning rates. `make_boxes` makes the arm's box file out of the true one. `warm_up` is a training before
+    it, and `options` are other settings of `TrainConfig`.
     """
 
     title: str

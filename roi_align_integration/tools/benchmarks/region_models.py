@@ -77,7 +77,7 @@ class FastHeads(Blip2QformerCirAlignPrompt):
                 fast = FastLinear(slow.in_features, slow.out_features, device=slow.weight.device)
             fast.load_state_dict({part: value / FASTER for part, value in slow.state_dict().items()}, assign=True)
             setattr(self, name, fast)
-        self.use_region_loss = self.use_region_loss  # what is new is as free, or frozen, as what it replaces
+        self._free_region_parameters()  # what is new is as frozen as what it replaces
 
     def initial_region_values(self):
         values = super().initial_region_values()

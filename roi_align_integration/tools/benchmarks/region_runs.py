@@ -55,11 +55,9 @@ def job_settings(job: Job, source: Source, folder: Path) -> dict:
     return settings
 
 
-def warm_up_settings(job: Job, source: Source, settings: dict) -> dict | None:
-    """The settings of the training before a run, if its arm has one: the run's own but for what `WarmUp` has."""
+def warm_up_settings(job: Job, source: Source, settings: dict) -> dict:
+    """The settings of the training before a run, whose arm has one: the run's own but for what `WarmUp` has."""
     warm_up = ARMS[job.arm].warm_up
-    if warm_up is None:
-        return None
     own = {"num_epochs": warm_up.epochs, "learning_rate": warm_up.faster * job.learning_rate,
            "validation_frequency": warm_up.epochs, "save_training": True,
            "output_folder": settings["output_folder"] / "warm_up"}  # fmt: skip
@@ -72,8 +70,10 @@ def warm_up_settings(job: Job, source: Source, settings: dict) -> dict | None:
 def train_job(folder: Path) -> None:
     """In a process of its own: train as `settings.json` in the folder says, or continue."""
     saved = read_json(folder / "settings.json", dict, "remove the folder", paths=True)
-    weights = {"weights": str(train(saved["warm_up"]) / "saved_models" / LAST_FILE)} if saved["warm_up"] else {}
-    train(saved["config"] | weights)
+    config = saved["config"]
+    if "warm_up" in saved:
+        config |= {"weights": str(train(saved["warm_up"]) / "saved_models" / LAST_FILE)}
+    train(config)
 
 
 def train(settings: dict) -> Path:
@@ -89,9 +89,12 @@ def run_job(job: Job, source: Source, args: argparse.Namespace) -> list[Row]:
     """Train in a process of its own -> its rows. Raises InputError that names the log if it fails."""
     folder, start = args.folder / "runs" / job.name, time.perf_counter()
     settings = job_settings(job, source, folder)
-    boxes = None if ARMS[job.arm].objective is None else file_fingerprint(source.true_boxes(job.seed))
-    warm_up = warm_up_settings(job, source, settings)
-    write_settings(folder / "settings.json", {"config": settings, "boxes": boxes, "warm_up": warm_up})
+    trainings = {"config": settings}
+    if ARMS[job.arm].warm_up is not None:
+        trainings["warm_up"] = warm_up_settings(job, source, settings)
+    has_boxes = any("box_file" in training for training in trainings.values())
+    boxes = file_fingerprint(source.true_boxes(job.seed)) if has_boxes else None
+    write_settings(folder / "settings.json", trainings | {"boxes": boxes})
     environment = alone_environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
     with (folder / "log.txt").open("ab") as log:
         command = [sys.executable, str(SCRIPT), "--train-job", str(folder)]
