@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     validation, metrics = validate(config)
     print(f"{validation}; ranked: {config.benchmark.protocol}")
+    if config.box_file is not None:
+        print(f"also seen through the boxes of {config.box_file}")
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"  {name:<{width}}  {value:6.2f}")

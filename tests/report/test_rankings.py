@@ -72,10 +72,9 @@ def test_one_model_is_in_memory_at_a_time(monkeypatch):
 
     class Config:
         batch_size = 1
-        benchmark = type("Shapes", (), {"validation": lambda self, preprocess: type("V", (), {"galleries": []})})()
 
     monkeypatch.setattr(rankings, "load_evaluator", Model)
-    monkeypatch.setattr(rankings, "preprocess_of", lambda config: None)
+    monkeypatch.setattr(rankings, "open_validation", lambda config: type("Shapes", (), {"galleries": []}))
     checkpoint, first, second = OneCheckpoint(), Config(), Config()
     seen = []
     for config in (first, first, second, first):

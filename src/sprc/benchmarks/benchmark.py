@@ -1,8 +1,8 @@
 """What every benchmark gives to the rest of the code, which knows this interface alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from sprc.core.reading import expanded, read_json
 from sprc.data.image_set import ImageSet
 from sprc.data.options import BoxOptions
 from sprc.data.preprocess import Preprocess
-from sprc.data.triplets import Query, TrainingTriplets, open_regions
+from sprc.data.triplets import ImageRegions, Query, TrainingTriplets, open_regions
 
 Metrics = dict[str, float]
 FIX = "see cirr_dataset/README.md for the folders and where the files come from"
@@ -42,7 +42,8 @@ class Preset:
 class RetrievalTask:
     """Q queries against the N images of a gallery; `metrics` maps scores (Q, N) to named percentages.
 
-    `ranks_reference` says whether a query's reference takes part in its ranking.
+    `ranks_reference` says whether a query's reference takes part in its ranking. With `regions` the images of the
+    gallery, and the references among them, are also seen through their boxes.
     """
 
     gallery: ImageSet
@@ -50,6 +51,20 @@ class RetrievalTask:
     sentences: list[str]
     metrics: Callable[[Tensor], Metrics] = field(default=lambda scores: {})
     ranks_reference: bool = True
+    regions: ImageRegions | None = None
+
+    def with_boxes(self, boxes: BoxOptions | None) -> "RetrievalTask":
+        """The task with the boxes of a file, if there is one. Raises InputError as `ImageRegions`."""
+        if boxes is None:
+            return self
+        regions = ImageRegions(boxes.box_file, self.gallery, self.gallery.names, boxes.max_regions)
+        return replace(self, regions=regions)
+
+    def boxes_of(self, names: Sequence[str]) -> list[Tensor] | None:
+        """The boxes (n_i, 4) of images of the gallery, xyxy in [0, 1] of the input frame; None without a box file."""
+        if self.regions is None:
+            return None
+        return [self.regions.of(name, self.gallery.get_image_size(name))[0] for name in names]
 
     @property
     def reference_names(self) -> list[str]:
@@ -62,6 +77,10 @@ class Validation:
 
     tasks: dict[str, RetrievalTask]
     summary: Callable[[dict[str, Metrics]], Metrics]
+
+    def with_boxes(self, boxes: BoxOptions | None) -> "Validation":
+        """Every task with the boxes of a file, if there is one. Raises InputError as `ImageRegions`."""
+        return replace(self, tasks={name: task.with_boxes(boxes) for name, task in self.tasks.items()})
 
     def __str__(self) -> str:
         return "; ".join(

@@ -14,7 +14,7 @@ from sprc.benchmarks.benchmark import RetrievalTask, Validation
 from sprc.benchmarks.ranking import best_columns, gallery_columns, name_columns, recall_at, target_ranks
 from sprc.core.machine_faults import explained
 from sprc.report.heat_maps import HeatMap
-from sprc.retrieval.evaluate_checkpoint import load_evaluator, memory_fix, preprocess_of
+from sprc.retrieval.evaluate_checkpoint import load_evaluator, memory_fix, open_validation
 from sprc.retrieval.evaluation import Evaluator
 from sprc.retrieval.options import EvaluationConfig
 
@@ -69,7 +69,7 @@ class OneCheckpoint:
         with explained(memory_fix(config)):
             if self._opened is None or self._opened[0] is not config:
                 self.close()
-                validation = config.benchmark.validation(preprocess_of(config))
+                validation = open_validation(config)
                 self._opened = config, validation, load_evaluator(config, validation.galleries)
             yield self._opened[1:]
 

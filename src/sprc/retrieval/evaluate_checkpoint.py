@@ -19,7 +19,7 @@ def validate(config: EvaluationConfig) -> tuple[Validation, Metrics]:
     Raises InputError for a file that is missing or wrong, and if memory runs out.
     """
     with explained(memory_fix(config)):
-        validation = config.benchmark.validation(preprocess_of(config))
+        validation = open_validation(config)
         return validation, load_evaluator(config, validation.galleries).evaluate(validation)
 
 
@@ -29,9 +29,14 @@ def submit(config: EvaluationConfig, folder: Path) -> tuple[RetrievalTask, list[
     Raises InputError as `validate`, and for a file that cannot be written.
     """
     with explained(memory_fix(config)):
-        task = config.benchmark.test_task(preprocess_of(config))
+        task = config.benchmark.test_task(preprocess_of(config)).with_boxes(config.boxes)
         scores = load_evaluator(config, [task.gallery]).score(task)
         return task, config.benchmark.write_submission(task, scores, folder / config.blip_model_name)
+
+
+def open_validation(config: EvaluationConfig) -> Validation:
+    """What a configuration ranks, with the boxes that it names. Raises InputError for a missing or wrong file."""
+    return config.benchmark.validation(preprocess_of(config)).with_boxes(config.boxes)
 
 
 def load_evaluator(config: EvaluationConfig, galleries: list[ImageSet]) -> Evaluator:

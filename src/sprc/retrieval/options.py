@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sprc.benchmarks import find_benchmark, known_names
 from sprc.core.options import add_flags, check_options, option
-from sprc.data.options import CacheOptions
+from sprc.data.options import MAX_REGIONS, BoxOptions, CacheOptions
 
 if TYPE_CHECKING:
     from sprc.benchmarks.benchmark import Benchmark
@@ -109,11 +109,23 @@ class EvaluationOptions:
 
     model_path: Path = option("checkpoint (.pt) of a run, or other weights that docs/weights.md names", default=...)
     batch_size: int = option("images, or queries, at a time", default=128, above=0)
+    box_file: Path | None = option(
+        "JSON file with boxes of the ranked images: a score is then the mean of two, of reference and image seen whole,"
+        " and of both seen through their boxes"
+    )
+    max_regions: int = option(
+        "most regions of an image, the largest first", default=MAX_REGIONS, least=1, only_with="box_file"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(EvaluationOptions, Config):
     """An evaluation of a checkpoint."""
+
+    @property
+    def boxes(self) -> BoxOptions | None:
+        """The boxes of the ranked images."""
+        return None if self.box_file is None else BoxOptions(self.box_file, self.max_regions)
 
     @property
     def scoring(self) -> Scoring:

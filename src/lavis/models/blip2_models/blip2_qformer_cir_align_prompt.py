@@ -118,7 +118,7 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         seen_of_target, target_has = self.seen_by_views(target, tgt_boxes)
         queries = self.queries(len(reference))
         fused, foreground = self.Qformer.fuse_views(queries, *text, reference, seen_of_reference).unbind(dim=1)
-        tokens = unit(self.vision_proj(self.Qformer.encode_views(queries, target, seen_of_target)))  # (B, 2, Q, E)
+        tokens = self._tokens_of_views(target, seen_of_target)  # (B, 2, Q, E)
         features = self._sentence(fused, text) | {"foreground_query": self.query_feature(foreground, *text)}
         features |= dict(zip(("target_tokens", "foreground_tokens"), tokens.unbind(dim=1), strict=True))
         return features | {"has_boxes": torch.stack([reference_has, target_has], dim=1)}
@@ -204,6 +204,37 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         """Query side: `ln_vision` output (B, P + 1, D) of the references and B captions -> (B, E), L2-normalised."""
         input_ids, text_mask = self.tokenize(text)
         return self.query_feature(self.fuse(reference_embeds, input_ids, text_mask), input_ids, text_mask)
+
+    @torch.no_grad()
+    def extract_target_views(self, image_embeds: Tensor, boxes: Sequence | None) -> Tensor:
+        """Gallery side, with boxes: the target tokens of images seen whole, and seen through their boxes.
+
+        Args:
+            image_embeds: `ln_vision` output (B, P + 1, D).
+            boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
+
+        Returns:
+            (B, 2, Q, E), L2-normalised. An image without boxes is seen whole twice.
+
+        Raises InputError for a box that is not in [0, 1], or has no area.
+        """
+        seen, _ = self.seen_by_views(image_embeds, boxes)
+        return self._tokens_of_views(image_embeds, seen)
+
+    @torch.no_grad()
+    def extract_query_views(self, reference_embeds: Tensor, text: list[str], boxes: Sequence | None) -> Tensor:
+        """Query side, with boxes: the features (B, 2, E) of references seen whole, and seen through their boxes.
+
+        Arguments and errors are those of `extract_query_features` and `extract_target_views`.
+        """
+        words = self.tokenize(text)
+        seen, _ = self.seen_by_views(reference_embeds, boxes)
+        fused = self.Qformer.fuse_views(self.queries(len(reference_embeds)), *words, reference_embeds, seen)
+        return torch.stack([self.query_feature(view, *words) for view in fused.unbind(dim=1)], dim=1)
+
+    def _tokens_of_views(self, image_embeds: Tensor, seen: Tensor) -> Tensor:
+        """(B, P + 1, D), and what V views of each see (B, V, P + 1) -> their target tokens (B, V, Q, E)."""
+        return unit(self.vision_proj(self.Qformer.encode_views(self.queries(len(seen)), image_embeds, seen)))
 
     @torch.no_grad()
     def inference(self, reference_embeds: Tensor, target_feats: Tensor, text: list[str]) -> Tensor:
