@@ -242,7 +242,7 @@ def test_another_precision_does_not_go_on(config):
     ("settings", "message"),
     [
         ({"region_objective": "query"}, "`region_objective` has no effect without `use_region_loss`"),
-        ({"max_regions": 9}, "`max_regions` has no effect without `use_region_loss`"),
+        ({"max_regions": 9}, "`max_regions` has no effect without `box_file`"),
         ({"cache_precision": "fp32"}, "`cache_precision` has no effect without `feature_cache`"),
         ({"cache_device": "cuda"}, "`cache_device` has no effect without `feature_cache`"),
     ],

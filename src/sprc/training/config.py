@@ -116,7 +116,7 @@ class RegionOptions:
     """The region-level contrastive loss."""
 
     use_region_loss: bool = option("add a region-level contrastive loss", default=False)
-    box_file: Path | None = option("JSON file with the boxes of the training images", only_with="use_region_loss")
+    box_file: Path | None = option("JSON file with the boxes of the training images")
     region_objective: str = option(
         "pairs: regions of reference and target, one to one; tokens: target regions find their image through the"
         " target tokens; query: the query finds the best region of its target; compose: target regions find the query"
@@ -134,8 +134,21 @@ class RegionOptions:
         "with --loss-region: its weight falls linearly to 0 at this part of the training (default: constant)",
         metavar="PART",
     )
+    region_bias: float = option(
+        "cross-attention prefers the boxes in training, with or without the region loss: what it takes from the logit"
+        " of a patch outside of them, at first",
+        default=0.0,
+        least=0,
+    )
+    region_bias_until: float = option(
+        "the bias falls linearly to 0 at this part of the training",
+        default=0.5,
+        above=0,
+        only_with="region_bias",
+        metavar="PART",
+    )
     max_regions: int = option(
-        "most regions of an image, the largest first", default=MAX_REGIONS, least=1, only_with="use_region_loss"
+        "most regions of an image, the largest first", default=MAX_REGIONS, least=1, only_with="box_file"
     )
 
 
@@ -213,16 +226,23 @@ class TrainConfig(OutputOptions, RegionOptions, OptimisationOptions, TrainingInp
             raise InputError(f"`warmup` is a part of the schedule, between 0 and 1, not {self.warmup}")
 
     def _check_regions(self) -> None:
-        if self.use_region_loss and self.box_file is None:
+        switch = "use_region_loss" if self.use_region_loss else "region_bias" if self.region_bias > 0 else None
+        if switch is not None and self.box_file is None:
             raise InputError(
-                "`use_region_loss` needs `box_file`, the boxes of the training images: make it with"
+                f"`{switch}` needs `box_file`, the boxes of the training images: make it with"
                 " roi_align_integration/tools, or leave the flag out"
+            )
+        if switch is None and self.box_file is not None:
+            raise InputError(
+                "`box_file` has no effect without `use_region_loss` or `region_bias`: give one of them, or no boxes"
             )
         if self.loss_region is not None and not (self.use_region_loss and 0 <= self.loss_region < math.inf):
             raise InputError("`loss_region` is a weight of at least 0, for runs with `use_region_loss`")
         until = self.loss_region_until
         if until is not None and (self.loss_region is None or not 0 < until <= 1):
             raise InputError("`loss_region_until` is a part of the training, above 0 and up to 1, beside `loss_region`")
+        if self.region_bias_until > 1:
+            raise InputError(f"`region_bias_until` is a part of the training, up to 1, not {self.region_bias_until}")
 
     @property
     def begun_epochs(self) -> int:
@@ -239,6 +259,10 @@ class TrainConfig(OutputOptions, RegionOptions, OptimisationOptions, TrainingInp
         if self.use_region_loss:
             weights["loss_region"] = self.region_weight.at(progress)
         return weights
+
+    def region_bias_at(self, progress: float) -> float:
+        """What cross-attention takes from the logit of a patch outside the boxes at `progress` of the plan."""
+        return RegionWeight(self.region_bias, self.region_bias_until).at(progress)
 
     @property
     def region_weight(self) -> RegionWeight:

@@ -131,6 +131,7 @@ class Trainer:
         """One step of the epoch: gradients, optimizer, and what is noted of it."""
         samples = self.data.make_samples(batch)
         progress = self.config.progress_at(self.progress.epoch + step / len(self.loader))
+        self.model.region_bias = self.config.region_bias_at(progress)
         losses = self.gradients(samples, self.config.loss_weights(progress))
         self.optimization.step()
         self.progress.meter.add(losses | samples.get("statistics", {}))

@@ -28,43 +28,65 @@ class Qformer(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
         speak_upstream_qformer(self)
 
-    def fuse(self, queries: Tensor, input_ids: Tensor, text_mask: Tensor, image_embeds: Tensor) -> Tensor:
-        """Pass 1: [queries | text], the queries cross-attending to the reference image -> (B, Q + L, H)."""
+    def fuse(
+        self,
+        queries: Tensor,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        image_embeds: Tensor,
+        image_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Pass 1: [queries | text], the queries cross-attending to the reference image -> (B, Q + L, H).
+
+        `image_bias` (B, 1, 1, P + 1) is added to the logits of the cross-attention.
+        """
         embeds = torch.cat([queries, self._embed_text(input_ids)], dim=1)  # (B, Q, H), (B, L, H) -> (B, Q + L, H)
-        return self._run(embeds, text_mask, image_embeds, query_length=queries.shape[1])
+        return self._run(embeds, text_mask, image_embeds, queries.shape[1], image_bias)
 
     def encode_composed(self, fused_queries: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Pass 2: the fused outputs (B, Q, H) in the place of the queries, no image -> (B, Q + L, H); [CLS] is at Q."""
         return self._run(self._composed(fused_queries, input_ids), text_mask)
 
-    def encode_image(self, queries: Tensor, image_embeds: Tensor) -> Tensor:
-        """Pass 3: the queries alone on an image -> (B, Q, H)."""
-        return self._run(queries, None, image_embeds, query_length=queries.shape[1])
+    def encode_image(self, queries: Tensor, image_embeds: Tensor, image_bias: Tensor | None = None) -> Tensor:
+        """Pass 3: the queries alone on an image -> (B, Q, H); `image_bias` as in `fuse`."""
+        return self._run(queries, None, image_embeds, queries.shape[1], image_bias)
 
-    def encode_views(self, queries: Tensor, image_embeds: Tensor, seen: Tensor) -> Tensor:
+    def encode_views(
+        self, queries: Tensor, image_embeds: Tensor, seen: Tensor, image_bias: Tensor | None = None
+    ) -> Tensor:
         """Pass 3 for V views of every image at once, see `fuse_views` -> (B, V, Q, H)."""
         no_text = torch.zeros(len(seen), 0, dtype=torch.long, device=seen.device)
-        return self.fuse_views(queries, no_text, no_text, image_embeds, seen)
+        return self.fuse_views(queries, no_text, no_text, image_embeds, seen, image_bias)
 
     def fuse_views(
-        self, queries: Tensor, input_ids: Tensor, text_mask: Tensor, image_embeds: Tensor, seen: Tensor
+        self,
+        queries: Tensor,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        image_embeds: Tensor,
+        seen: Tensor,
+        image_bias: Tensor | None = None,
     ) -> Tensor:
         """The queries of pass 1 for V views of every image at once, `seen` (B, V, P + 1) bool -> (B, V, Q, H).
 
         Queries and text of a view attend to each other, and its queries to what the view sees. Each view is what a pass
-        of its own would give, but keys and values of an image are computed once.
+        of its own would give, but keys and values of an image are computed once. `image_bias` as in `fuse`, for all
+        views.
         """
         views, count, length = seen.shape[1], queries.shape[1], input_ids.shape[1]
         embeds = torch.cat([queries.repeat(1, views, 1), self._embed_text(input_ids).repeat(1, views, 1)], dim=1)
         numbers = torch.arange(views, device=seen.device)
         of_query, of_text = numbers.repeat_interleave(count), numbers.repeat_interleave(length)  # (V Q,), (V L,)
         view = torch.cat([of_query, of_text])
+        seen_by_query = seen[:, of_query][:, None]  # (B, V, P + 1) -> (B, 1, V Q, P + 1)
+        if image_bias is not None:
+            seen_by_query = torch.where(seen_by_query, image_bias, -torch.inf)
         output = self.model(
             query_embeds=embeds,  # (B, V (Q + L), H)
             query_length=views * count,
             attention_mask=attention_mask(text_mask.repeat(1, views), len(view)) & (view == view[:, None]),
             encoder_hidden_states=image_embeds,
-            encoder_attention_mask=seen[:, of_query][:, None],  # (B, V, P + 1) -> (B, 1, V Q, P + 1)
+            encoder_attention_mask=seen_by_query,
         )
         return output.last_hidden_state[:, : views * count].unflatten(1, (views, count))
 
@@ -110,11 +132,21 @@ class Qformer(nn.Module):
     def _embed_text(self, input_ids: Tensor) -> Tensor:
         return self.word_embeddings(input_ids) + self.position_embeddings.weight[: input_ids.shape[1]]
 
-    def _run(self, embeds: Tensor, text_mask: Tensor | None, image_embeds=None, query_length: int = 0) -> Tensor:
+    def _run(
+        self,
+        embeds: Tensor,
+        text_mask: Tensor | None,
+        image_embeds: Tensor | None = None,
+        query_length: int = 0,
+        image_bias: Tensor | None = None,
+    ) -> Tensor:
         """One pass. A query length of 0 sends every token through the text feed-forward, as upstream without image."""
-        mask = None if text_mask is None else attention_mask(text_mask, embeds.shape[1])
         output = self.model(
-            query_embeds=embeds, query_length=query_length, attention_mask=mask, encoder_hidden_states=image_embeds
+            query_embeds=embeds,
+            query_length=query_length,
+            attention_mask=None if text_mask is None else attention_mask(text_mask, embeds.shape[1]),
+            encoder_hidden_states=image_embeds,
+            encoder_attention_mask=image_bias,
         )
         return output.last_hidden_state
 

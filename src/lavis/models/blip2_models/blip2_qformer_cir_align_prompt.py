@@ -73,15 +73,15 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
 
         Args:
             samples: `image` and `target`, normalised images (B, 3, S, S) or their `FrozenFeatures`; `text_input`, B
-                processed captions. With `use_region_loss` also `region_boxes` and `target_region_boxes`: B box lists
-                or tensors (n, 4), xyxy in [0, 1] of the input frame, or None; and `target_names`, B image names, if
-                they are known.
+                processed captions. With `use_region_loss` or `region_bias` also `region_boxes` and
+                `target_region_boxes`: B box lists or tensors (n, 4), xyxy in [0, 1] of the input frame, or None; and
+                `target_names`, B image names, if they are known.
 
         Returns:
             `loss_itc` (query to target), `loss_rtc` (prompted text to target), `loss_align` (fused queries to prompts)
             and, with `use_region_loss`, `loss_region`: 0-d float32 tensors, without weights.
 
-        Raises InputError if the region loss is on and the samples have no boxes.
+        Raises InputError if boxes are needed and the samples have none.
         """
         return self.losses(self.embed(samples))
 
@@ -94,12 +94,13 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         """
         text = self.tokenize(samples["text_input"])  # ids and mask, (B, L) each
         reference, target = self.encode_pair(samples["image"], samples["target"])  # (B, P + 1, D) each
-        boxes = self.boxes_of(samples) if self.use_region_loss else (None, None)
+        boxes = self.boxes_of(samples) if self.reads_boxes else (None, None)
         if self.sees_foreground:
             features = self.foreground_features(reference, target, *boxes, text)
         else:
-            fused = self.fuse(reference, *text)  # (B, Q, H)
-            features = self._sentence(fused, text) | {"target_tokens": self.target_tokens(target)}
+            of_reference, of_target = map(self.image_bias, (reference, target), boxes)  # (B, 1, 1, P + 1) each, or None
+            fused = self.fuse(reference, *text, of_reference)  # (B, Q, H)
+            features = self._sentence(fused, text) | {"target_tokens": self.target_tokens(target, of_target)}
             if self.use_region_loss:
                 features |= self.region_features(reference, target, *boxes, fused)
         if self.use_region_loss:
@@ -116,9 +117,12 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         """
         seen_of_reference, reference_has = self.seen_by_views(reference, ref_boxes)  # (B, 2, P + 1), (B,)
         seen_of_target, target_has = self.seen_by_views(target, tgt_boxes)
-        queries = self.queries(len(reference))
-        fused, foreground = self.Qformer.fuse_views(queries, *text, reference, seen_of_reference).unbind(dim=1)
-        tokens = self._tokens_of_views(target, seen_of_target)  # (B, 2, Q, E)
+        of_reference, of_target = map(self.image_bias, (reference, target), (ref_boxes, tgt_boxes))
+        views = self.Qformer.fuse_views(
+            self.queries(len(reference)), *text, reference, seen_of_reference, of_reference
+        )  # (B, 2, Q, H)
+        fused, foreground = views.unbind(dim=1)
+        tokens = self._tokens_of_views(target, seen_of_target, of_target)  # (B, 2, Q, E)
         features = self._sentence(fused, text) | {"foreground_query": self.query_feature(foreground, *text)}
         features |= dict(zip(("target_tokens", "foreground_tokens"), tokens.unbind(dim=1), strict=True))
         return features | {"has_boxes": torch.stack([reference_has, target_has], dim=1)}
@@ -232,9 +236,10 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         fused = self.Qformer.fuse_views(self.queries(len(reference_embeds)), *words, reference_embeds, seen)
         return torch.stack([self.query_feature(view, *words) for view in fused.unbind(dim=1)], dim=1)
 
-    def _tokens_of_views(self, image_embeds: Tensor, seen: Tensor) -> Tensor:
+    def _tokens_of_views(self, image_embeds: Tensor, seen: Tensor, image_bias: Tensor | None = None) -> Tensor:
         """(B, P + 1, D), and what V views of each see (B, V, P + 1) -> their target tokens (B, V, Q, E)."""
-        return unit(self.vision_proj(self.Qformer.encode_views(self.queries(len(seen)), image_embeds, seen)))
+        queries = self.queries(len(seen))
+        return unit(self.vision_proj(self.Qformer.encode_views(queries, image_embeds, seen, image_bias)))
 
     @torch.no_grad()
     def inference(self, reference_embeds: Tensor, target_feats: Tensor, text: list[str]) -> Tensor:
@@ -245,10 +250,15 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         """The learned queries for every image of a batch."""
         return self.query_tokens.expand(batch, -1, -1)  # (1, Q, H) -> (B, Q, H)
 
-    def fuse(self, reference_embeds: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """`ln_vision` output (B, P + 1, D) of the references, and texts (B, L) -> the fused queries (B, Q, H)."""
+    def fuse(
+        self, reference_embeds: Tensor, input_ids: Tensor, text_mask: Tensor, image_bias: Tensor | None = None
+    ) -> Tensor:
+        """`ln_vision` output (B, P + 1, D) of the references, and texts (B, L) -> the fused queries (B, Q, H).
+
+        `image_bias` is what `RegionSide.image_bias` gives.
+        """
         queries = self.queries(len(reference_embeds))
-        fused = self.Qformer.fuse(queries, input_ids, text_mask, reference_embeds)  # (B, Q + L, H)
+        fused = self.Qformer.fuse(queries, input_ids, text_mask, reference_embeds, image_bias)  # (B, Q + L, H)
         return fused[:, : queries.shape[1]]  # -> (B, Q, H)
 
     def query_feature(self, fused: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -264,9 +274,12 @@ class Blip2QformerCirAlignPrompt(RegionSide, LavisFeatures):
         query, sentence = unit(self.text_proj(words)).chunk(2)
         return query, sentence
 
-    def target_tokens(self, image_embeds: Tensor) -> Tensor:
-        """`ln_vision` output (B, P + 1, D) of gallery images -> their target tokens (B, Q, E), L2-normalised."""
-        output = self.Qformer.encode_image(self.queries(len(image_embeds)), image_embeds)  # (B, Q, H)
+    def target_tokens(self, image_embeds: Tensor, image_bias: Tensor | None = None) -> Tensor:
+        """`ln_vision` output (B, P + 1, D) of gallery images -> their target tokens (B, Q, E), L2-normalised.
+
+        `image_bias` is what `RegionSide.image_bias` gives.
+        """
+        output = self.Qformer.encode_image(self.queries(len(image_embeds)), image_embeds, image_bias)  # (B, Q, H)
         return unit(self.vision_proj(output))  # -> (B, Q, E)
 
     @torch.no_grad()

@@ -1,4 +1,5 @@
-"""What is seen of an image through its boxes, and the loss of the objective `foreground`, as pure functions.
+"""What is seen of an image through its boxes, what attention prefers in it, and the loss of `foreground`, as pure
+functions.
 
 Shapes: B images, N boxes of all of them, P patches, Q target tokens, E width of the retrieval space. An *owner* (N,)
 says to which image of the batch a box belongs. Boxes are xyxy in [0, 1] of the input frame.
@@ -57,6 +58,15 @@ def views_of(patches: Tensor, revealed: Tensor | None = None) -> tuple[Tensor, T
     inside = F.pad(seen, (PREFIX_TOKENS, 0))  # (B, P) -> (B, P + 1)
     whole = torch.ones_like(inside)
     return torch.stack([whole, inside | ~has_patch[:, None]], dim=1), has_patch
+
+
+def outside_bias(patches: Tensor, strength: float) -> Tensor:
+    """(B, P) bool -> (B, 1, 1, P + 1) float32, CLS first: `-strength` for the patches that are not in `patches`.
+
+    An image without any has 0 everywhere.
+    """
+    outside = ~patches & patches.any(dim=1, keepdim=True)
+    return F.pad(-strength * outside.float(), (PREFIX_TOKENS, 0))[:, None, None]
 
 
 def foreground_loss(

@@ -7,7 +7,13 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lavis.models.blip2_models.foreground import foreground_loss, patches_in_boxes, revealed_patches, views_of
+from lavis.models.blip2_models.foreground import (
+    foreground_loss,
+    outside_bias,
+    patches_in_boxes,
+    revealed_patches,
+    views_of,
+)
 from lavis.models.blip2_models.region import (
     OBJECTIVES,
     TOKENS,
@@ -45,6 +51,7 @@ class RegionSide(nn.Module):
             self.region_token_proj = nn.Linear(config.qformer.hidden_size, config.embed_dim)
         self.region_logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
         self._region_objective, self._use_region_loss = "tokens", False
+        self.region_bias = 0.0
         self._free_region_parameters()
 
     def initial_region_values(self) -> dict[str, Tensor]:
@@ -57,7 +64,7 @@ class RegionSide(nn.Module):
                 values |= {f"{name}.{part}": value for part, value in fresh.state_dict().items()}
         return values | {"region_logit_scale": torch.tensor(-math.log(INITIAL_TEMPERATURE), device="cpu")}
 
-    def target_tokens(self, image_embeds: Tensor) -> Tensor:
+    def target_tokens(self, image_embeds: Tensor, image_bias: Tensor | None = None) -> Tensor:
         """The model's own: `ln_vision` output (B, P + 1, D) -> (B, Q, E), L2-normalised."""
         raise NotImplementedError
 
@@ -105,6 +112,11 @@ class RegionSide(nn.Module):
     def sees_foreground(self) -> bool:
         """Whether a training sees images through their boxes."""
         return self.use_region_loss and self.region_objective == "foreground"
+
+    @property
+    def reads_boxes(self) -> bool:
+        """Whether a training needs the boxes of a batch: for the region loss, or for the bias of the attention."""
+        return self.use_region_loss or self.region_bias > 0
 
     @property
     def _region_tokens(self) -> tuple[str, ...]:
@@ -208,6 +220,24 @@ class RegionSide(nn.Module):
         patches = patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds))
         return views_of(patches, revealed_patches(patches) if self.training else None)
 
+    def image_bias(self, image_embeds: Tensor, boxes: Sequence | None) -> Tensor | None:
+        """What is added to the logits of cross-attention in training, (B, 1, 1, P + 1); None for nothing.
+
+        It is `-region_bias` for a patch outside the boxes, and 0 for a patch in a box, for CLS, and for all of an image
+        without boxes. A training sets `region_bias`, and lets it fall to 0: retrieval is SPRC's.
+
+        Args:
+            image_embeds: `ln_vision` output (B, P + 1, D).
+            boxes: B box lists or tensors (n_i, 4), xyxy in [0, 1] of the input frame, or None.
+
+        Raises InputError for a box that is not in [0, 1], or has no area.
+        """
+        if not (self.training and self.region_bias > 0):
+            return None
+        flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
+        patches = patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds))
+        return outside_bias(patches, self.region_bias)
+
     def region_loss(self, features: Mapping[str, Tensor | None], batch: int) -> Tensor:
         """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
         given = {name: value for name, value in features.items() if value is not None}
@@ -246,7 +276,7 @@ class RegionSide(nn.Module):
         absent = [name for name in names if name not in samples]
         if absent:
             raise InputError(
-                f"the region loss is on, but the samples have no {' and no '.join(absent)}: give `box_file`"
+                f"regions are trained with, but the samples have no {' and no '.join(absent)}: give `box_file`"
             )
         return samples[names[0]], samples[names[1]]
 
