@@ -127,16 +127,17 @@ def test_the_two_commands_are_shown():
 @pytest.mark.parametrize("regime", ["scratch", "pretrained"])
 def test_the_benchmark_tables_are_those_of_their_rows(regime):
     from benchmark_regions import CONTROLS
+    from region_arms import IDEAS
     from region_regimes import REGIMES
     from region_table import against, longer_table, markdown, read_rows, trials_table
 
     rows, summary = read_rows(REGIMES[regime].csv), SECTIONS[ROOT / "roi_align_integration" / "SUMMARY.md"]
     assert trials_table([row for row in rows if row.stage == "tune"]) in summary
-    for stage in ("report", "chosen"):
+    for stage, pairs in {"report": CONTROLS, "chosen": CONTROLS, "ideas": IDEAS}.items():
         reported = [row for row in rows if row.stage == stage]
         if reported:
             assert markdown(reported) in summary
-            assert all(against(reported, arm, controls) in summary for arm, controls in CONTROLS.items())
+            assert all(against(reported, arm, controls) in summary for arm, controls in pairs.items())
     longer = [row for row in rows if row.stage == "longer"]
     if longer:
         assert longer_table(rows) in summary

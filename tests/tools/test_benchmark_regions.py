@@ -18,10 +18,10 @@ import region_models
 import region_runs
 import region_table
 import torch
-from benchmark_regions import build_parser, complete
+from benchmark_regions import build_parser, complete, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from region_arms import ARMS, WINNER, Arm, BoxSource, WarmUp, Weight
+from region_arms import ARMS, BIAS, IDEAS, WINNER, Arm, BoxSource, WarmUp, Weight
 from region_datasets import Cirr, Demo
 from region_plan import chosen_setting, plan, trials
 from region_regimes import PRETRAINED, REGIMES, SCRATCH, STAGES
@@ -43,6 +43,7 @@ from region_table import (
 )
 
 import blip_fine_tune_2
+import blip_validate
 from lavis.datasets.region_boxes import Region, load_boxes, read_box_file
 from lavis.models import load_model
 from lavis.models.blip2_models.foreground import patches_in_boxes
@@ -305,9 +306,9 @@ def arguments(*flags):
 
 def test_every_arm_has_as_many_trials_and_the_first_is_the_default():
     for regime in REGIMES.values():
-        assert len({len(trials(arm, regime)) for arm in ARMS}) == 1
+        assert len({len(trials(name, regime)) for name, arm in ARMS.items() if arm.like is None}) == 1
     for name, arm in ARMS.items():
-        if arm.objective is not None:
+        if arm.objective not in (None, BIAS):
             default = REGION_WEIGHTS[arm.objective]
             assert arm.weights[0] == Weight(default.start, default.until), name
     assert TrainConfig(dataset="CIRR").region_objective == WINNER
@@ -324,6 +325,26 @@ def test_the_tuned_setting_is_taken_and_its_seeds_are_others():
         looked_at = {given.seed for given in rows if given.stage in ("tune", "chosen")}
         assert not set(regime.report_seeds) & (looked_at | set(regime.tune_seeds))
         assert {given.seed for given in rows if given.stage == "report"} <= set(regime.report_seeds)
+
+
+def test_an_arm_like_another_has_what_was_chosen_for_it():
+    weights = ARMS["compose"].weights
+    rows = [row("compose", 100, stage="tune", loss_region=str(weights[1]), recall=25.0)]
+    for arm in ("fast", "started", "biased"):
+        assert chosen_setting(arm, rows) == chosen_setting("compose", rows) == (2e-3, weights[1])
+    args = arguments("--ideas", "--seeds", "101")
+    assert {job.arm: (job.learning_rate, job.weight) for job in plan(args, rows)}["fast"] == (2e-3, weights[1])
+    with pytest.raises(InputError, match="arm `fast` has the setting of `compose`: try it with `ideas`"):
+        arguments("--tune", "--arms", "fast")
+
+
+def test_ideas_are_run_on_tuning_seeds_beside_what_they_are_set_against():
+    args = arguments("--ideas")
+    assert args.seeds == REGIMES["scratch"].tune_seeds
+    assert {arm for pair in IDEAS.items() for arm in (pair[0], *pair[1])} == set(args.arms)
+    assert {name for name, arm in ARMS.items() if arm.like and not arm.seen} <= set(args.arms), "each has been tried"
+    rows = [row("warm", 100, stage="ideas", recall=32.0), row("warm-none", 100, stage="ideas", recall=31.0)]
+    assert "| `warm-none` | 1 | +1.00 (one seed) |" in tables("ideas", [*rows, row("none", 100, stage="ideas")])
 
 
 def test_what_is_in_the_csv_file_is_not_run_again():
@@ -447,10 +468,10 @@ def test_a_small_benchmark_on_generated_scenes(warm_run, tmp_path, monkeypatch, 
 
 def test_an_arm_may_have_settings_of_its_own(demo, tmp_path):
     boxes = demo / "boxes" / "cirr_boxes_train.json"
-    args = arguments("--data-path", str(demo), "--box-file", str(boxes), "--arms", "none", "contrast", "--seeds", "0")
-    none, contrast = (region_runs.job_settings(job, Cirr(args), tmp_path / job.arm) for job in plan(args, []))
-    assert "loss_rtc" not in none and TrainConfig(**none).plan.loss_rtc == 4 * contrast["loss_rtc"]
-    assert TrainConfig(**none).plan.loss_align == 4 * contrast["loss_align"]
+    args = arguments("--data-path", str(demo), "--box-file", str(boxes), "--arms", "none", "none-0.1", "--seeds", "0")
+    none, lighter = (region_runs.job_settings(job, Cirr(args), tmp_path / job.arm) for job in plan(args, []))
+    assert "loss_rtc" not in none and TrainConfig(**none).plan.loss_rtc == 4 * lighter["loss_rtc"]
+    assert TrainConfig(**none).plan.loss_align == 4 * lighter["loss_align"]
 
 
 def test_the_folder_of_other_settings_is_left_alone(tmp_path):
@@ -464,6 +485,30 @@ def test_the_folder_of_other_settings_is_left_alone(tmp_path):
 def train_in_here(command: list[str], **_unused) -> SimpleNamespace:
     region_runs.train_job(Path(command[-1]))
     return SimpleNamespace(returncode=0)
+
+
+@pytest.mark.integration
+def test_boxes_at_retrieval_have_the_weights_of_another_arm(tmp_path, monkeypatch):
+    """On a small set of generated scenes; the row is what the command that users have says."""
+    monkeypatch.setattr(region_table, "STARTED", 0.0)
+    monkeypatch.setattr(region_runs, "subprocess", SimpleNamespace(run=train_in_here))
+    few = {"images": 60, "triplets": 130, "val_images": 24, "val_triplets": 40}
+    monkeypatch.setattr(region_datasets, "DEMO", region_datasets.DEMO | few)
+    flags = ["--device", "cpu", "--folder", str(tmp_path), "--csv", str(tmp_path / "rows.csv"), "--num-epochs", "2"]
+    benchmark_regions.main([*flags, "--arms", "none", "bias", "bias+boxes", "bias-detector+boxes", "--seeds", "0"])
+    rows = {row.arm: row for row in read_rows(tmp_path / "rows.csv") if row.is_last}
+    assert rows.keys() == {"none", "bias", "bias+boxes", "bias-detector+boxes"}
+    assert rows["bias+boxes"].setting == rows["bias"].setting
+    metrics = {arm: [getattr(row, metric) for metric in region_table.METRICS] for arm, row in rows.items()}
+    assert metrics["bias+boxes"] != metrics["bias"]
+    assert sorted(path.parent.name for path in (tmp_path / "runs").glob("*/clip*")) == [
+        "report-bias-0-0.002-100_to_0_at_0.5", "report-bias-detector-0-0.002-100_to_0_at_0.5", "report-none-0-0.002"
+    ], "nothing is trained twice"  # fmt: skip
+    root = tmp_path / "demo" / "seed-0"
+    (weights,) = (tmp_path / "runs").glob("report-bias-0-*/*/saved_models/tuned_clip_last.pt")
+    again = blip_validate.main(["--dataset", "CIRR", "--data-path", str(root), "--model-path", str(weights), "--device",
+                                "cpu", "--box-file", str(root / "boxes" / "cirr_boxes_val.json")])  # fmt: skip
+    assert [round(again[metric], 3) for metric in region_table.METRICS] == metrics["bias+boxes"]
 
 
 @pytest.mark.integration

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     interrupts.end_at_once()  # while the packages below load
 
 import efficientnet_lite
-from region_arms import ARMS, WINNER
+from region_arms import ARMS, BIAS, IDEAS, WINNER
 from region_datasets import SCENES, Cirr, Demo, Pretrained, Source
 from region_plan import plan
 from region_regimes import REGIMES, SCRATCH
@@ -39,7 +39,10 @@ OF_PRETRAINED = ("photos", "install_encoder", "random_encoder")
 CONTROLS = {
     WINNER: ["none", "both", "permuted", "whole", "grid"],
     "both": ["none", "both-permuted", "both-whole", "both-grid"],
-    "foreground": ["none", "contrast", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole"))],
+    BIAS: ["none", "none-0.1", "bias-permuted", "bias-background", "foreground", "foreground-biased"],
+    f"{BIAS}+boxes": ["none-0.1", "none-0.1+boxes", BIAS],
+    "foreground-biased+boxes": ["none-0.1", "none-0.1+boxes", "foreground-biased"],
+    "foreground": ["none", "none-0.1", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole"))],
 }
 
 
@@ -62,8 +65,9 @@ def tables(stage: str, everything: list[Row]) -> str:
         return f"{longer_table(everything)}\n\n{markdown(rows)}"
     if stage == "tune":
         return f"{trials_table(rows)}\n\n{legend(rows)}"
+    pairs = IDEAS if stage == "ideas" else CONTROLS
     parts = [markdown(rows), not_started_text(rows)]
-    parts += [*(against(rows, arm, controls) for arm, controls in CONTROLS.items()), legend(rows)]
+    parts += [*(against(rows, arm, controls) for arm, controls in pairs.items()), legend(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -74,6 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--regime", choices=tuple(REGIMES), default="scratch", help="what a run starts from")
     stage = parser.add_mutually_exclusive_group()
     stage.add_argument("--tune", dest="stage", action="store_const", const="tune", help="try the settings of every arm")
+    stage.add_argument(
+        "--ideas", dest="stage", action="store_const", const="ideas",
+        help="what else was tried, on the seeds of --tune, each beside what it is set against",
+    )  # fmt: skip
     stage.add_argument("--longer", dest="stage", action="store_const", const="longer", help="half as many steps more")
     stage.add_argument(
         "--quick", dest="stage", action="store_const", const="quick", help="three arms, three seeds: 15 minutes"
@@ -138,10 +146,11 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     args.workers = args.workers or (1 if cuda else os.cpu_count() or 1)
     check_together(args)
     regime, quick = REGIMES[args.regime], args.stage == "quick"
-    few = ["none", WINNER, "permuted"] if quick else ["none", WINNER] if args.stage == "longer" else list(regime.arms)
-    args.arms = args.arms or (["none"] if args.random_encoder else few)
+    few = {"quick": ["none", WINNER, "permuted"], "longer": ["none", WINNER]}
+    few["ideas"] = list(dict.fromkeys(arm for pair in IDEAS.items() for arm in (pair[0], *pair[1])))
+    args.arms = args.arms or (["none"] if args.random_encoder else few.get(args.stage, list(regime.arms)))
     args.seeds = args.seeds or (
-        regime.tune_seeds if args.stage == "tune" else regime.report_seeds[: 3 if quick else None]
+        regime.tune_seeds if args.stage in ("tune", "ideas") else regime.report_seeds[: 3 if quick else None]
     )
     epochs = regime.epochs.get(args.stage) if args.data_path is None else TrainConfig(dataset="CIRR").plan.num_epochs
     args.num_epochs = args.num_epochs or epochs
@@ -162,6 +171,8 @@ def check_together(args: argparse.Namespace) -> None:
         raise InputError("`regime` pretrained has scenes of its own: leave it out with `data_path`")
     if args.regime == "pretrained" and args.photos is None and not args.table:
         raise InputError("`regime` pretrained needs `photos`, a folder with iconic/ and store/")
+    if args.stage == "tune" and (given := [arm for arm in args.arms or () if ARMS[arm].like]):
+        raise InputError(f"arm `{given[0]}` has the setting of `{ARMS[given[0]].like}`: try it with `ideas`")
     if args.stage == "chosen" and scenes_of(args) != SCENES[0]:
         raise InputError(f"`chosen` is of the scenes {SCENES[0]} of `regime` scratch: nothing was chosen on others")
     if args.sheet and args.sheet.suffix.lower() != ".png":

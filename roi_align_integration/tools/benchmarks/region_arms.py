@@ -1,13 +1,15 @@
 """The arms of a comparison of region losses: what each trains with, its box file, and the settings to tune it over."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import region_models  # noqa: F401  # registers the models that arms name
 
 from lavis.datasets.region_boxes import Region, read_box_file, save_boxes
+from lavis.models.blip2_models.region import OBJECTIVES
 from sprc.benchmarks.cirr import read_image_split
 from sprc.boxes.examples import grid_boxes
 from sprc.boxes.saliency import boxes_of_file
@@ -16,6 +18,7 @@ from sprc.core.errors import InputError
 Box = tuple[float, float, float, float]
 Boxes = dict[str, list[Region]]
 WINNER = "compose"
+BIAS = "bias"  # in the place of an objective: no region loss, and the weight is that of `region_bias`
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Arm:
-    """What one row of the table trains with; `objective` None is SPRC without regions.
+    """What one row of the table trains with; `objective` None is SPRC without regions, `BIAS` SPRC without their loss.
 
     `weights` are the settings to try; the first of them is taken if nothing was tuned. An arm without regions tries as
     many learning rates. `make_boxes` makes the arm's box file out of the true one. `warm_up` is a training before
-    it, and `options` are other settings of `TrainConfig`.
+    it, and `options` are other settings of `TrainConfig`. An arm with `like` is not tuned: it has what was chosen for
+    that arm. If `seen` too, it has that arm's weights, and its boxes are those of the images that are ranked.
     """
 
     title: str
@@ -58,6 +62,8 @@ class Arm:
     model: str = "blip2_cir_align_prompt"
     warm_up: WarmUp | None = None
     options: Mapping[str, float] = field(default_factory=dict)
+    like: str | None = None
+    seen: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,12 @@ WEIGHTS = {
     "compose": (Weight(0.5, 0.5), Weight(0.5), Weight(1.0)),
     "both": (Weight(0.5), Weight(1.0), Weight(1.0, 0.5)),
     "foreground": (Weight(1.0), Weight(0.5), Weight(1.0, 1.0)),
+    BIAS: (Weight(100.0, 0.5), Weight(4.0, 0.5), Weight(8.0, 0.5)),
 }
+# Weights to try for SPRC's other two losses, which upstream has at 0.4 each. `foreground` is SPRC's contrast three
+# times more: is a gain the boxes', or that of a contrast that weighs four times as much?
+OTHER_LOSSES = (0.1, 0.025, 0.0)
+QUARTER = {"loss_rtc": 0.1, "loss_align": 0.1}
 BOX_MAKERS = {
     "permuted": ("boxes permuted between images", permuted, 5),
     "background": ("boxes on background alone", on_background, 5),
@@ -176,45 +187,91 @@ BOX_MAKERS = {
 }
 
 
-def _with_other_boxes(objective: str, prefix: str = "", left_out: str | None = None) -> dict[str, Arm]:
-    """An objective with every kind of boxes but the true ones, without the one that is left out."""
+def _with_other_boxes(
+    objective: str, prefix: str = "", left_out: Sequence[str] = (), **settings: Any
+) -> dict[str, Arm]:
+    """An objective with every kind of boxes but the true ones, without those that are left out."""
+    weights = WEIGHTS[objective]
     return {
-        f"{prefix}{name}": Arm(f"`{objective}`, {title}", objective, WEIGHTS[objective], make_boxes, max_regions)
+        f"{prefix}{name}": Arm(f"`{objective}`, {title}", objective, weights, make_boxes, max_regions, **settings)
         for name, (title, make_boxes, max_regions) in BOX_MAKERS.items()
-        if name != left_out
+        if name not in left_out
     }
 
 
-def _compose_with(what: str, model: str) -> Arm:
-    return Arm(f"`compose`, {what}", "compose", WEIGHTS["compose"], model=model)
+def _compose_with(what: str, **settings: Any) -> Arm:
+    return Arm(f"`compose`, {what}", "compose", WEIGHTS["compose"], like="compose", **settings)
+
+
+def _with_other_losses(name: str, title: str, objective: str | None = None) -> dict[str, Arm]:
+    """An arm with each of `OTHER_LOSSES` as the weights of the two losses beside SPRC's contrast."""
+    return {
+        f"{name}-{weight:g}": Arm(
+            f"{title}, the other losses at {weight:g} each", objective, WEIGHTS.get(objective, ()),
+            options={"loss_rtc": weight, "loss_align": weight}, like=name,
+        )
+        for weight in OTHER_LOSSES
+    }  # fmt: skip
+
+
+def _seen(name: str, title: str, boxes: str | None = None) -> dict[str, Arm]:
+    """The weights of an arm, with boxes at retrieval: exact ones, or those of a box maker."""
+    make_boxes = None if boxes is None else BOX_MAKERS[boxes][1]
+    return {f"{name}+boxes": Arm(f"{title}, boxes at retrieval too", make_boxes=make_boxes, like=name, seen=True)}
 
 
 ARMS = {
     "none": Arm("no regions (SPRC)"),
-    **{objective: Arm(f"`{objective}`", objective, weights) for objective, weights in WEIGHTS.items()},
+    **{objective: Arm(f"`{objective}`", objective, WEIGHTS[objective]) for objective in OBJECTIVES},
     **_with_other_boxes(WINNER),
     **_with_other_boxes("both", "both-"),
     # It sees what any of the boxes has: a grid, which has everything, would be `whole` again.
-    **_with_other_boxes("foreground", "foreground-", left_out="grid"),
+    **_with_other_boxes("foreground", "foreground-", left_out=("grid",)),
+    BIAS: Arm("attention prefers the boxes at first, the other losses at 0.1", BIAS, WEIGHTS[BIAS], options=QUARTER),
+    # Where boxes hold everything there is no bias: these would be `none-0.1`.
+    **_with_other_boxes(BIAS, "bias-", left_out=("whole", "grid"), options=QUARTER),
     "changed": Arm("`both`, the changed region alone", "both", WEIGHTS["both"], model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),
     # Ideas for training from pretrained weights, each set against the arm of its objective, or against each other.
-    "fast": _compose_with("new parameters at ten times the rate", "blip2_cir_fast_heads"),
-    "started": _compose_with("`region_token_proj` started from `text_proj`", "blip2_cir_started_head"),
-    "biased": _compose_with("attention that prefers boxes, less and less", "blip2_cir_biased_attention"),
-    "warm": Arm("no regions, after a warm-up with `compose`", warm_up=WarmUp(6, 2.0, "compose")),
-    "warm-none": Arm("no regions, after a warm-up without", warm_up=WarmUp(6, 2.0)),
-    # `foreground` has SPRC's contrast three times more: is it the boxes, or a contrast that weighs four times as much?
-    "contrast": Arm("no regions, the other losses at a quarter", options={"loss_rtc": 0.1, "loss_align": 0.1}),
+    "fast": _compose_with("new parameters at ten times the rate", model="blip2_cir_fast_heads"),
+    "started": _compose_with("`region_token_proj` started from `text_proj`", model="blip2_cir_started_head"),
+    "biased": _compose_with("attention prefers the boxes at first", options={"region_bias": 4.0}),
+    "foreground-biased": Arm(
+        "`foreground`, attention prefers the boxes at first, the other losses at 0.1",
+        "foreground",
+        WEIGHTS["foreground"],
+        options={"region_bias": 4.0, **QUARTER},
+        like="foreground",
+    ),
+    "warm": Arm("no regions, after a warm-up with `compose`", warm_up=WarmUp(6, 2.0, "compose"), like="none"),
+    "warm-none": Arm("no regions, after a warm-up without", warm_up=WarmUp(6, 2.0), like="none"),
+    **_with_other_losses("none", "no regions"),
+    **_with_other_losses("foreground", "`foreground`", "foreground"),
+    # A score is then the mean of two: of whole images, and of what is seen through the boxes.
+    **_seen("none-0.1", "no regions, the other losses at 0.1"),
+    **_seen(BIAS, f"`{BIAS}`"),
+    **_seen("foreground-biased", "`foreground-biased`"),
+    **_seen("bias-detector", "`bias`, detector-like boxes", "detector"),
+    **_seen("bias-saliency", "`bias`, saliency boxes", "saliency"),
+}
+# What each idea is set against.
+IDEAS = {
+    "none": [arm for arm in ARMS if arm.startswith("none-")],
+    "compose": ["none", "fast", "started", "biased"],
+    "warm": ["none", "warm-none"],
+    "foreground": ["none", *(arm for arm in ARMS if arm.startswith("foreground-") and ARMS[arm].like)],
+    BIAS: ["none-0.1", "foreground-biased"],
 }
 
 
 def box_file_of(name: str, true_file: Path, source: BoxSource, folder: Path) -> Path | None:
     """The box file of an arm, made if it is not there; None for an arm without regions."""
     arm = ARMS[name]
-    if arm.objective is None or arm.make_boxes is None:
-        return None if arm.objective is None else true_file
+    if arm.objective is None and not arm.seen:
+        return None
+    if arm.make_boxes is None:
+        return true_file
     path = folder / f"boxes_{name}.json"
     if not path.is_file():
         file = read_box_file(true_file)
@@ -222,7 +279,7 @@ def box_file_of(name: str, true_file: Path, source: BoxSource, folder: Path) -> 
     return path
 
 
-def image_paths(data_path: Path) -> Callable[[str], Path]:
-    """The path of the training image of a name, in CIRR's layout."""
-    split = read_image_split(data_path, "train")
-    return lambda name: data_path / split[name]
+def image_paths(data_path: Path, split: str = "train") -> Callable[[str], Path]:
+    """The path of the image of a name, in CIRR's layout."""
+    paths = read_image_split(data_path, split)
+    return lambda name: data_path / paths[name]

@@ -9,6 +9,7 @@ from product_dataset import ProductSettings, make_product_dataset, write_model
 from product_photos import Photos, read_photos
 from region_pretraining import Pretraining, pretrained_weights
 
+from sprc.core.errors import InputError
 from sprc.demo.dataset import DemoSettings, make_demo_dataset
 from sprc.training.config import TrainConfig
 
@@ -52,8 +53,8 @@ class Generated:
     def root(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}"
 
-    def true_boxes(self, seed: int) -> Path:
-        return self.root(seed) / "boxes" / "cirr_boxes_train.json"
+    def true_boxes(self, seed: int, split: str = "train") -> Path:
+        return self.root(seed) / "boxes" / f"cirr_boxes_{split}.json"
 
     def settings(self, seed: int) -> dict:
         """The settings of a run from random weights."""
@@ -144,7 +145,9 @@ class Cirr:
     def root(self, seed: int) -> Path:
         return self.args.data_path
 
-    def true_boxes(self, seed: int) -> Path:
+    def true_boxes(self, seed: int, split: str = "train") -> Path:
+        if split != "train":
+            raise InputError("`box_file` is of training images: arms with boxes at retrieval are for generated scenes")
         return self.args.box_file
 
     def settings(self, seed: int) -> dict:

@@ -3,21 +3,14 @@
 None of them is for users: `region_arms.py` names those that an arm trains.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis.common.registry import registry
 from lavis.models import Blip2QformerCirAlignPrompt
-from lavis.models.blip2_models.foreground import patches_in_boxes
-from lavis.models.blip2_models.region import PREFIX_TOKENS, flatten_boxes
 
 FASTER = 10.0  # rate of new parameters over that of the others
-OUTSIDE = 4.0  # what attention to a patch outside the boxes loses in its logit, at first
-FADED = 300  # steps until it loses nothing: half of a tuning run
 HEADS = ("region_proj", "region_token_proj")
 
 
@@ -25,8 +18,8 @@ HEADS = ("region_proj", "region_token_proj")
 class TextOnly(Blip2QformerCirAlignPrompt):
     """A baseline that sees no reference image, in training and retrieval."""
 
-    def fuse(self, reference_embeds, input_ids, text_mask):
-        return super().fuse(torch.zeros_like(reference_embeds), input_ids, text_mask)
+    def fuse(self, reference_embeds, input_ids, text_mask, image_bias=None):
+        return super().fuse(torch.zeros_like(reference_embeds), input_ids, text_mask, image_bias)
 
 
 @registry.register_model("blip2_cir_image_only")
@@ -97,48 +90,3 @@ class StartedHead(Blip2QformerCirAlignPrompt):
             state_dict = dict(state_dict) | {f"region_token_proj.{part}": value for part, value in text.items()}
             self.started = True
         return super().load_state_dict(state_dict, *args, **named)
-
-
-@registry.register_model("blip2_cir_biased_attention")
-class BiasedAttention(Blip2QformerCirAlignPrompt):
-    """Cross-attention prefers what is in the boxes, in training, and less and less: after `FADED` steps it is SPRC's.
-
-    A training that is interrupted begins to fade again: let it run through.
-    """
-
-    def __init__(self, *given: Any, **named: Any):
-        super().__init__(*given, **named)
-        self.steps, self.boxes, self.biases = 0, (None, None), dict[int, Tensor]()
-        self.Qformer.model.register_forward_pre_hook(self._add_bias, with_kwargs=True)
-
-    @property
-    def strength(self) -> float:
-        """What a logit outside the boxes loses now."""
-        return OUTSIDE * max(0.0, 1 - self.steps / FADED) if self.training else 0.0
-
-    def embed(self, samples):
-        self.boxes = self.boxes_of(samples)
-        features = super().embed(samples)
-        self.biases.clear()
-        self.steps += self.training
-        return features
-
-    def encode_pair(self, reference, target):
-        pair = super().encode_pair(reference, target)
-        if self.strength > 0:
-            self.biases = {id(tokens): self.bias_of(tokens, own) for tokens, own in zip(pair, self.boxes, strict=True)}
-        return pair
-
-    def bias_of(self, tokens: Tensor, boxes: Sequence | None) -> Tensor:
-        """(B, P + 1, D), B lists of boxes -> what is added to the logits of each token, (B, 1, 1, P + 1).
-
-        It is 0 for what is in a box, for CLS, and for an image without boxes.
-        """
-        flat, owners = flatten_boxes(boxes, len(tokens), tokens.device)
-        inside = patches_in_boxes(flat, owners, len(tokens), self.own_grid(tokens))  # (B, P)
-        outside = ~inside & inside.any(dim=1, keepdim=True)
-        return F.pad(-self.strength * outside.float(), (PREFIX_TOKENS, 0))[:, None, None]
-
-    def _add_bias(self, module: nn.Module, given: tuple, named: dict[str, Any]):
-        bias = self.biases.get(id(named.get("encoder_hidden_states")))
-        return (given, named) if bias is None else (given, named | {"encoder_attention_mask": bias})

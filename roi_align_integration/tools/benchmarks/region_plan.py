@@ -38,7 +38,12 @@ def trials(arm: str, regime: Regime = SCRATCH) -> list[tuple[float, Weight | Non
 
 
 def chosen_setting(arm: str, rows: list[Row], regime: Regime = SCRATCH) -> tuple[float, Weight | None]:
-    """The trial of the best mean recall@1 at the last step of the tuning runs; the first if there are none."""
+    """The trial of the best mean recall@1 at the last step of the tuning runs; the first if there are none.
+
+    An arm that is `like` another has that one's.
+    """
+    if ARMS[arm].like is not None:
+        return chosen_setting(ARMS[arm].like, rows, regime)
 
     def score(trial: tuple[float, Weight | None]) -> float:
         found = [r.recall_at1 for r in rows if r.stage == "tune" and r.arm == arm and r.is_last

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from region_arms import ARMS, Weight
+from region_arms import ARMS, BIAS, BOX_MAKERS, Weight
 
 from lavis.models.blip2_models.region import OBJECTIVES
 from sprc.core.places import REPOSITORY
 
 DOCS = REPOSITORY / "roi_align_integration" / "docs"
 # `chosen` are rows of seeds that a choice was made on: they are kept, and are no result of what was chosen.
-STAGES = ("report", "tune", "longer", "quick", "chosen")
+STAGES = ("report", "tune", "ideas", "longer", "quick", "chosen")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Regime:
 SCRATCH = Regime(
     csv=DOCS / "benchmark_regions.csv",
     learning_rates=(2e-3, 1e-3, 3e-3),
-    epochs={"report": 85, "tune": 85, "longer": 127, "quick": 61},
+    epochs={"report": 85, "tune": 85, "ideas": 85, "longer": 127, "quick": 61},
     report_seeds=tuple(range(200, 208)),
     tune_seeds=(100, 101, 102),
     arms=("none", "compose", "permuted", "whole", "grid", "foreground"),
@@ -44,9 +44,20 @@ PRETRAINED = Regime(
     csv=DOCS / "benchmark_regions_pretrained.csv",
     learning_rates=(1e-3, 5e-4),
     # Tuning has enough to choose a setting, the report as many as its slowest arm rises for.
-    epochs={"report": 19, "tune": 13, "longer": 28, "quick": 13},
+    epochs={"report": 19, "tune": 13, "ideas": 13, "longer": 28, "quick": 13},
     report_seeds=tuple(range(400, 408)),
     tune_seeds=(300, 301, 302),
-    arms=("none", *OBJECTIVES, *(arm for arm in ARMS if arm.startswith("foreground-")), "text", "image"),
+    arms=(
+        "none",
+        *OBJECTIVES,
+        *(f"foreground-{name}" for name in BOX_MAKERS if name != "grid"),
+        "none-0.1",
+        BIAS,
+        *(f"bias-{name}" for name in BOX_MAKERS if name not in ("whole", "grid")),
+        "foreground-biased",
+        *(arm for arm in ARMS if ARMS[arm].seen),
+        "text",
+        "image",
+    ),
 )
 REGIMES = {"scratch": SCRATCH, "pretrained": PRETRAINED}

@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
 from threading import Lock
 
 from machine import machine_name
-from region_arms import ARMS, BoxSource, box_file_of, image_paths
+from region_arms import ARMS, BIAS, Arm, BoxSource, Weight, box_file_of, image_paths
 from region_datasets import Source
 from region_plan import Job
 from region_table import METRICS, Row, append_rows, read_rows
@@ -24,6 +26,7 @@ from sprc.core.reading import read_csv
 from sprc.training.config import LAST_FILE, TrainConfig
 from sprc.training.run_inputs import file_fingerprint
 
+SEEN_FILE = "seen.json"  # the metrics of an arm that is `seen`
 SCRIPT = Path(__file__).with_name("benchmark_regions.py")  # it takes --train-job
 
 
@@ -49,10 +52,16 @@ def job_settings(job: Job, source: Source, folder: Path) -> dict:
     }
     settings |= source.schedule(job.epochs)
     if box_file is not None:
-        settings |= {"use_region_loss": True, "region_objective": arm.objective, "max_regions": arm.max_regions,
-                     "box_file": box_file, "loss_region": job.weight.start,
-                     "loss_region_until": job.weight.until}  # fmt: skip
+        settings |= {"box_file": box_file, "max_regions": arm.max_regions} | region_settings(arm, job.weight)
     return settings
+
+
+def region_settings(arm: Arm, weight: Weight) -> dict:
+    """What an arm does with its boxes."""
+    if arm.objective == BIAS:
+        return {"region_bias": weight.start, "region_bias_until": weight.until}
+    return {"use_region_loss": True, "region_objective": arm.objective,
+            "loss_region": weight.start, "loss_region_until": weight.until}  # fmt: skip
 
 
 def warm_up_settings(job: Job, source: Source, settings: dict) -> dict:
@@ -73,7 +82,35 @@ def train_job(folder: Path) -> None:
     config = saved["config"]
     if "warm_up" in saved:
         config |= {"weights": str(train(saved["warm_up"]) / "saved_models" / LAST_FILE)}
-    train(config)
+    run = train(config)
+    if "seen" in saved:
+        metrics = validate_seen(TrainConfig(**config), run, Path(saved["seen"]))
+        write_atomically(folder / SEEN_FILE, json.dumps(metrics))
+
+
+def validate_seen(config: TrainConfig, run: Path, box_file: Path) -> dict[str, float]:
+    """The metrics of a run's last weights, with the boxes of the images that are ranked."""
+    from sprc.retrieval.evaluate_checkpoint import validate
+    from sprc.retrieval.options import EvaluationConfig
+
+    shared = {field.name for field in fields(EvaluationConfig)} - {"box_file", "max_regions"}
+    settings = {name: value for name, value in vars(config).items() if name in shared}
+    return validate(EvaluationConfig(**settings, model_path=last_weights(config, run), box_file=box_file))[1]
+
+
+def last_weights(config: TrainConfig, run: Path) -> Path:
+    """A checkpoint of what a run ended with, made of its state if it kept none."""
+    from lavis.models import load_model
+    from lavis.models.checkpoint import save_model
+    from sprc.training.run_state import read_state
+
+    path = run / "saved_models" / LAST_FILE
+    if not path.is_file():
+        model = load_model(config.blip_model_name, config.backbone, weights=config.weights)
+        model.load_state_dict(model.state_dict() | read_state(run)["model"])
+        path.parent.mkdir(exist_ok=True)
+        save_model(model, config.plan.num_epochs - 1, path)
+    return path
 
 
 def train(settings: dict) -> Path:
@@ -88,12 +125,15 @@ def train(settings: dict) -> Path:
 def run_job(job: Job, source: Source, args: argparse.Namespace) -> list[Row]:
     """Train in a process of its own -> its rows. Raises InputError that names the log if it fails."""
     folder, start = args.folder / "runs" / job.name, time.perf_counter()
-    settings = job_settings(job, source, folder)
+    trained = training_of(job)
+    settings = job_settings(trained, source, args.folder / "runs" / trained.name)
     trainings = {"config": settings}
     if ARMS[job.arm].warm_up is not None:
         trainings["warm_up"] = warm_up_settings(job, source, settings)
     has_boxes = any("box_file" in training for training in trainings.values())
     boxes = file_fingerprint(source.true_boxes(job.seed)) if has_boxes else None
+    if ARMS[job.arm].seen:
+        trainings["seen"] = boxes_of_ranked(job, source, folder)
     write_settings(folder / "settings.json", trainings | {"boxes": boxes})
     environment = alone_environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
     with (folder / "log.txt").open("ab") as log:
@@ -102,6 +142,19 @@ def run_job(job: Job, source: Source, args: argparse.Namespace) -> list[Row]:
     if status:
         raise InputError(f"{job.name} failed, status {status}: see {folder / 'log.txt'}")
     return job_rows(job, settings, folder, time.perf_counter() - start)
+
+
+def training_of(job: Job) -> Job:
+    """The run whose weights a run has: its own, but for an arm that is `seen`."""
+    arm = ARMS[job.arm]
+    return replace(job, arm=arm.like) if arm.seen else job
+
+
+def boxes_of_ranked(job: Job, source: Source, folder: Path) -> Path | None:
+    """The box file of the images that an arm ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    boxes = BoxSource(job.seed, image_paths(source.root(job.seed), "val"))
+    return box_file_of(job.arm, source.true_boxes(job.seed, "val"), boxes, folder)
 
 
 def write_settings(path: Path, settings: dict) -> None:
@@ -113,10 +166,9 @@ def write_settings(path: Path, settings: dict) -> None:
 
 
 def job_rows(job: Job, settings: dict, folder: Path, seconds: float) -> list[Row]:
-    """A row for every validation of a finished run."""
-    (run_folder,) = {path.parent for path in folder.glob("*/training_state.pt")}
+    """A row for every validation of a finished run; of an arm that is `seen`, for the one with its boxes."""
     steps = steps_of_an_epoch(settings)
-    validations = [row for _, row in read_csv(run_folder / "validation_metrics.csv", f"remove {folder}")]
+    validations = list(validations_of(job, folder))
     shared = {"stage": job.stage, "arm": job.arm, "seed": job.seed, "learning_rate": job.learning_rate}
     shared |= {"loss_region": str(job.weight or ""), "steps": job.epochs * steps, "seconds": round(seconds)}
     shared |= {"machine": machine_name(settings["device"]), "date": date.today().isoformat()}
@@ -126,17 +178,30 @@ def job_rows(job: Job, settings: dict, folder: Path, seconds: float) -> list[Row
     ]
 
 
+def validations_of(job: Job, folder: Path) -> Iterator[dict]:
+    """The epoch and the metrics of each."""
+    fix = f"remove {folder}"
+    if ARMS[job.arm].seen:
+        yield read_json(folder / SEEN_FILE, dict, fix) | {"epoch": job.epochs - 1}
+        return
+    (run_folder,) = {path.parent for path in folder.glob("*/training_state.pt")}
+    yield from (row for _, row in read_csv(run_folder / "validation_metrics.csv", fix))
+
+
 def steps_of_an_epoch(settings: dict) -> int:
     captions = Path(settings["data_path"]) / "cirr" / "captions" / "cap.rc2.train.json"
     return len(read_json(captions, list, "download it again")) // TrainConfig(**settings).batch_size
 
 
 def run_all(jobs: list[Job], source: Source, args: argparse.Namespace) -> None:
-    """Run the jobs, `--workers` at a time, and append the rows of each as it ends."""
+    """Run the jobs, `--workers` at a time, and append the rows of each as it ends.
+
+    What has the weights of other runs comes after them.
+    """
     lock, done = Lock(), []
 
     def run_one(job: Job) -> None:
-        with made_and_held(args.folder / "runs" / job.name):
+        with made_and_held(args.folder / "runs" / training_of(job).name):
             rows = [row for row in read_rows(args.csv) if row.key == job.key]
             if not any(row.is_last for row in rows):  # nor has another process since this one began
                 rows = run_job(job, source, args)
@@ -149,7 +214,13 @@ def run_all(jobs: list[Job], source: Source, args: argparse.Namespace) -> None:
 
     for seed in dict.fromkeys(job.seed for job in jobs):
         source.prepare(seed)
-    with ThreadPoolExecutor(args.workers) as pool:
+    for seen in (False, True):
+        run_together(run_one, [job for job in jobs if ARMS[job.arm].seen == seen], args.workers)
+
+
+def run_together(run_one: Callable[[Job], None], jobs: list[Job], workers: int) -> None:
+    """Call a function for every job, so many at a time. After an error those under way end, and no other begins."""
+    with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run_one, job) for job in jobs]
         try:
             for future in futures:

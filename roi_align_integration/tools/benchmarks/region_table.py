@@ -195,6 +195,8 @@ def _steps_cell(rows: list[Row], finals: dict[str, dict[int, Row]], arm: str) ->
     shared = finals[arm].keys() & finals[BASELINE].keys()
     if not shared:
         return "no seed in common"
+    if ARMS[arm].seen:
+        return f"those of `{ARMS[arm].like}`"
     goal = statistics.fmean(finals[BASELINE][seed].recall_at1 for seed in shared)
     steps = steps_to_reach([row for row in rows if row.seed in shared], arm, goal)
     return f"{steps:.0f} of {next(iter(finals[arm].values())).steps}" if math.isfinite(steps) else "never"
