@@ -1,7 +1,6 @@
 """Boxes at retrieval: a score is the mean of what is seen whole and what is seen through boxes."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -31,11 +30,10 @@ def model_and_texts(small_yaml):
 
 @pytest.fixture
 def box_file(demo, tmp_path) -> Path:
-    """The boxes of the validation images, one of which has none and one of which is not in the file."""
+    """The boxes of the validation images, two of which have none."""
     boxes = json.loads((demo / "boxes" / "cirr_boxes_val.json").read_text())
     names = [name for name in boxes if not name.startswith("__")]
-    boxes[names[0]] = []
-    del boxes[names[1]]
+    boxes |= {name: [] for name in names[:2]}
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(boxes))
     return path
@@ -120,7 +118,13 @@ def test_boxes_of_other_images_are_refused(flags, demo, box_file, tmp_path):
         blip_validate.main(["--dataset", "CIRR", *flags, "--box-file", str(train)])
     with pytest.raises(InputError, match="`max_regions` has no effect without `box_file`"):
         blip_validate.main(["--dataset", "CIRR", *flags, "--max-regions", "2"])
-    shutil.copyfile(box_file, tmp_path / "wrong.json")
-    (tmp_path / "wrong.json").write_text(box_file.read_text().replace("[[", "[[-", 1))
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(box_file.read_text().replace("[[", "[[-", 1))
     with pytest.raises(InputError, match=r"wrong\.json: image .* outside \[0, 1\]"):
-        blip_validate.main(["--dataset", "CIRR", *flags, "--box-file", str(tmp_path / "wrong.json")])
+        blip_validate.main(["--dataset", "CIRR", *flags, "--box-file", str(wrong)])
+    boxes = json.loads(box_file.read_text())
+    removed = [name for name in boxes if not name.startswith("__")][5]
+    del boxes[removed]
+    wrong.write_text(json.dumps(boxes))
+    with pytest.raises(InputError, match=rf"wrong\.json lacks 1 of 18 images of CIRR val, first {removed}: make boxes"):
+        blip_validate.main(["--dataset", "CIRR", *flags, "--box-file", str(wrong)])

@@ -171,7 +171,7 @@ WEIGHTS = {
     "compose": (Weight(0.5, 0.5), Weight(0.5), Weight(1.0)),
     "both": (Weight(0.5), Weight(1.0), Weight(1.0, 0.5)),
     "foreground": (Weight(1.0), Weight(0.5), Weight(1.0, 1.0)),
-    BIAS: (Weight(100.0, 0.5), Weight(4.0, 0.5), Weight(8.0, 0.5)),
+    BIAS: (Weight(4.0, 0.5), Weight(100.0, 0.5), Weight(8.0, 0.5)),
 }
 # Weights to try for SPRC's other two losses, which upstream has at 0.4 each. `foreground` is SPRC's contrast three
 # times more: is a gain the boxes', or that of a contrast that weighs four times as much?
@@ -203,6 +203,14 @@ def _compose_with(what: str, **settings: Any) -> Arm:
     return Arm(f"`compose`, {what}", "compose", WEIGHTS["compose"], like="compose", **settings)
 
 
+def _foreground_with_bias(strength: float) -> dict[str, Arm]:
+    """`foreground` with a bias of the attention, the other losses at 0.1."""
+    title = f"`foreground`, attention prefers the boxes by {strength:g} at first, the other losses at 0.1"
+    options = {"region_bias": strength, **QUARTER}
+    arm = Arm(title, "foreground", WEIGHTS["foreground"], options=options, like="foreground")
+    return {f"foreground-bias{strength:g}": arm}
+
+
 def _with_other_losses(name: str, title: str, objective: str | None = None) -> dict[str, Arm]:
     """An arm with each of `OTHER_LOSSES` as the weights of the two losses beside SPRC's contrast."""
     return {
@@ -223,27 +231,22 @@ def _seen(name: str, title: str, boxes: str | None = None) -> dict[str, Arm]:
 ARMS = {
     "none": Arm("no regions (SPRC)"),
     **{objective: Arm(f"`{objective}`", objective, WEIGHTS[objective]) for objective in OBJECTIVES},
-    **_with_other_boxes(WINNER),
+    **_with_other_boxes(WINNER, like=WINNER),
     **_with_other_boxes("both", "both-"),
     # It sees what any of the boxes has: a grid, which has everything, would be `whole` again.
     **_with_other_boxes("foreground", "foreground-", left_out=("grid",)),
     BIAS: Arm("attention prefers the boxes at first, the other losses at 0.1", BIAS, WEIGHTS[BIAS], options=QUARTER),
     # Where boxes hold everything there is no bias: these would be `none-0.1`.
-    **_with_other_boxes(BIAS, "bias-", left_out=("whole", "grid"), options=QUARTER),
+    **_with_other_boxes(BIAS, "bias-", left_out=("whole", "grid"), options=QUARTER, like=BIAS),
+    "compose-bias4": _compose_with("attention prefers the boxes by 4 at first", options={"region_bias": 4.0}),
+    **_foreground_with_bias(4.0),
+    **_foreground_with_bias(100.0),
     "changed": Arm("`both`, the changed region alone", "both", WEIGHTS["both"], model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),
     # Ideas for training from pretrained weights, each set against the arm of its objective, or against each other.
     "fast": _compose_with("new parameters at ten times the rate", model="blip2_cir_fast_heads"),
     "started": _compose_with("`region_token_proj` started from `text_proj`", model="blip2_cir_started_head"),
-    "biased": _compose_with("attention prefers the boxes at first", options={"region_bias": 4.0}),
-    "foreground-biased": Arm(
-        "`foreground`, attention prefers the boxes at first, the other losses at 0.1",
-        "foreground",
-        WEIGHTS["foreground"],
-        options={"region_bias": 4.0, **QUARTER},
-        like="foreground",
-    ),
     "warm": Arm("no regions, after a warm-up with `compose`", warm_up=WarmUp(6, 2.0, "compose"), like="none"),
     "warm-none": Arm("no regions, after a warm-up without", warm_up=WarmUp(6, 2.0), like="none"),
     **_with_other_losses("none", "no regions"),
@@ -251,17 +254,16 @@ ARMS = {
     # A score is then the mean of two: of whole images, and of what is seen through the boxes.
     **_seen("none-0.1", "no regions, the other losses at 0.1"),
     **_seen(BIAS, f"`{BIAS}`"),
-    **_seen("foreground-biased", "`foreground-biased`"),
     **_seen("bias-detector", "`bias`, detector-like boxes", "detector"),
     **_seen("bias-saliency", "`bias`, saliency boxes", "saliency"),
 }
 # What each idea is set against.
 IDEAS = {
     "none": [arm for arm in ARMS if arm.startswith("none-")],
-    "compose": ["none", "fast", "started", "biased"],
+    "compose": ["none", "fast", "started", "compose-bias4"],
     "warm": ["none", "warm-none"],
-    "foreground": ["none", *(arm for arm in ARMS if arm.startswith("foreground-") and ARMS[arm].like)],
-    BIAS: ["none-0.1", "foreground-biased"],
+    "foreground": ["none", *(f"foreground-{weight:g}" for weight in OTHER_LOSSES)],
+    "foreground-bias4": ["none-0.1", "foreground", "foreground-bias100"],
 }
 
 

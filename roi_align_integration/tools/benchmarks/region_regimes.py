@@ -34,11 +34,11 @@ class Regime:
 
 SCRATCH = Regime(
     csv=DOCS / "benchmark_regions.csv",
-    learning_rates=(2e-3, 1e-3, 3e-3),
+    learning_rates=(2e-3, 1e-3),
     epochs={"report": 85, "tune": 85, "ideas": 85, "longer": 127, "quick": 61},
     report_seeds=tuple(range(200, 208)),
     tune_seeds=(100, 101, 102),
-    arms=("none", "compose", "permuted", "whole", "grid", "foreground"),
+    arms=("none", "compose", "permuted", "whole", "grid", "compose-bias4"),
 )
 PRETRAINED = Regime(
     csv=DOCS / "benchmark_regions_pretrained.csv",
@@ -54,7 +54,6 @@ PRETRAINED = Regime(
         "none-0.1",
         BIAS,
         *(f"bias-{name}" for name in BOX_MAKERS if name not in ("whole", "grid")),
-        "foreground-biased",
         *(arm for arm in ARMS if ARMS[arm].seen),
         "text",
         "image",

@@ -54,10 +54,20 @@ class RetrievalTask:
     regions: ImageRegions | None = None
 
     def with_boxes(self, boxes: BoxOptions | None) -> "RetrievalTask":
-        """The task with the boxes of a file, if there is one. Raises InputError as `ImageRegions`."""
+        """The task with the boxes of a file, if there is one.
+
+        Raises InputError as `ImageRegions`, and if an image is not in the file: scores of what is seen whole and of
+        what is seen through boxes are not alike.
+        """
         if boxes is None:
             return self
         regions = ImageRegions(boxes.box_file, self.gallery, self.gallery.names, boxes.max_regions)
+        absent = [name for name in self.gallery.names if name not in regions.raw]
+        if absent:
+            raise InputError(
+                f"{boxes.box_file} lacks {len(absent)} of {len(self.gallery)} images of {self.gallery.title}, first"
+                f" {', '.join(absent[:3])}: make boxes of all of them, and write [] for an image without any"
+            )
         return replace(self, regions=regions)
 
     def boxes_of(self, names: Sequence[str]) -> list[Tensor] | None:
