@@ -131,7 +131,8 @@ def test_the_benchmark_tables_are_those_of_their_rows(regime):
     from region_regimes import REGIMES
     from region_table import against, longer_table, markdown, read_rows, trials_table
 
-    rows, summary = read_rows(REGIMES[regime].csv), SECTIONS[ROOT / "roi_align_integration" / "SUMMARY.md"]
+    place = {"scratch": "SUMMARY.md", "pretrained": "docs/benchmark_regions_pretrained.md"}[regime]
+    rows, summary = read_rows(REGIMES[regime].csv), SECTIONS[ROOT / "roi_align_integration" / place]
     assert trials_table([row for row in rows if row.stage == "tune"]) in summary
     for stage, pairs in {"report": CONTROLS, "chosen": CONTROLS, "ideas": IDEAS}.items():
         reported = [row for row in rows if row.stage == stage]

@@ -39,8 +39,8 @@ OF_PRETRAINED = ("photos", "install_encoder", "random_encoder")
 CONTROLS = {
     WINNER: ["none", "both", "permuted", "whole", "grid"],
     "both": ["none", "both-permuted", "both-whole", "both-grid"],
-    BIAS: ["none", "none-0.1", "foreground", "bias-permuted", "bias-background"],
-    f"{BIAS}+boxes": ["none", "none-0.1", "none-0.1+boxes", BIAS],
+    BIAS: ["none", "none-0.1", "none-0.025", "foreground", "bias-permuted", "bias-background"],
+    f"{BIAS}+boxes": ["none", "none-0.1", "none-0.025", "none-0.1+boxes", BIAS],
     "foreground": ["none", "none-0.1", WINNER, *(f"foreground-{name}" for name in ("permuted", "background", "whole"))],
 }
 

@@ -52,6 +52,7 @@ PRETRAINED = Regime(
         *OBJECTIVES,
         *(f"foreground-{name}" for name in BOX_MAKERS if name != "grid"),
         "none-0.1",
+        "none-0.025",
         BIAS,
         *(f"bias-{name}" for name in BOX_MAKERS if name not in ("whole", "grid")),
         *(arm for arm in ARMS if ARMS[arm].seen),

@@ -1,5 +1,4 @@
-"""What is seen of an image through its boxes, what attention prefers in it, and the loss of `foreground`, as pure
-functions.
+"""What is seen through boxes, what attention prefers in an image, and the loss of `foreground`: pure functions.
 
 Shapes: B images, N boxes of all of them, P patches, Q target tokens, E width of the retrieval space. An *owner* (N,)
 says to which image of the batch a box belongs. Boxes are xyxy in [0, 1] of the input frame.

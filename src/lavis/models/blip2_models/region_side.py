@@ -216,8 +216,7 @@ class RegionSide(nn.Module):
 
         In training the second view also sees some of the other patches, at random as dropout is.
         """
-        flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        patches = patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds))
+        patches = self._patches_in(image_embeds, boxes)
         return views_of(patches, revealed_patches(patches) if self.training else None)
 
     def image_bias(self, image_embeds: Tensor, boxes: Sequence | None) -> Tensor | None:
@@ -234,9 +233,12 @@ class RegionSide(nn.Module):
         """
         if not (self.training and self.region_bias > 0):
             return None
+        return outside_bias(self._patches_in(image_embeds, boxes), self.region_bias)
+
+    def _patches_in(self, image_embeds: Tensor, boxes: Sequence | None) -> Tensor:
+        """(B, P) bool: which patches of each image are in its boxes."""
         flat, owners = flatten_boxes(boxes, len(image_embeds), image_embeds.device)
-        patches = patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds))
-        return outside_bias(patches, self.region_bias)
+        return patches_in_boxes(flat, owners, len(image_embeds), self.own_grid(image_embeds))
 
     def region_loss(self, features: Mapping[str, Tensor | None], batch: int) -> Tensor:
         """The objective's loss of what `region_features` gave for `batch` images, a 0-d float32 tensor."""
