@@ -358,7 +358,7 @@ def test_four_arguments_are_enough_for_pairs_and_tokens(model, samples):
 def test_nothing_is_computed_twice(model, samples, monkeypatch):
     calls = []
     original = model.target_tokens
-    monkeypatch.setattr(model, "target_tokens", lambda embeds: calls.append(1) or original(embeds))
+    monkeypatch.setattr(model, "target_tokens", lambda embeds, bias: calls.append(1) or original(embeds))
     model(samples)
     assert len(calls) == 1
 

@@ -275,7 +275,12 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def _line_style(arm: str) -> str:
-    """Solid for the baseline and the objectives, dashed for what the best one is set against, then the others'."""
+    """Solid for the baseline and the objectives, dashed for what the best one is set against, then the others'.
+
+    Boxes at retrieval are measured once, at the end: a star.
+    """
+    if ARMS[arm].seen:
+        return "*"
     objective = ARMS[arm].objective
     if arm in (BASELINE, objective):
         return "-"
