@@ -504,7 +504,7 @@ def test_boxes_at_retrieval_have_the_weights_of_another_arm(tmp_path, monkeypatc
     metrics = {arm: [getattr(row, metric) for metric in region_table.METRICS] for arm, row in rows.items()}
     assert metrics["bias+boxes"] != metrics["bias"]
     assert sorted(path.parent.name for path in (tmp_path / "runs").glob("*/clip*")) == [
-        "report-bias-0-0.002-100_to_0_at_0.5", "report-bias-detector-0-0.002-100_to_0_at_0.5", "report-none-0-0.002"
+        "report-bias-0-0.002-4_to_0_at_0.5", "report-bias-detector-0-0.002-4_to_0_at_0.5", "report-none-0-0.002"
     ], "nothing is trained twice"  # fmt: skip
     root = tmp_path / "demo" / "seed-0"
     (weights,) = (tmp_path / "runs").glob("report-bias-0-*/*/saved_models/tuned_clip_last.pt")
