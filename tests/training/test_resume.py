@@ -292,6 +292,7 @@ def test_a_worker_ends_with_its_parents_signal_alone(worker):
 def test_a_worker_ends_although_the_system_has_merged_two_signals(worker):
     """One of another process waits in the worker, and its parent's, of the same number, comes too."""
     os.kill(worker.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOWAIT)  # until then it would hear the first by itself
     terminate_from_another_process(worker)
     worker.terminate()
     os.kill(worker.pid, signal.SIGCONT)
