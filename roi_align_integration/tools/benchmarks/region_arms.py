@@ -176,7 +176,6 @@ WEIGHTS = {
 # Weights to try for SPRC's other two losses, which upstream has at 0.4 each. `foreground` is SPRC's contrast three
 # times more: is a gain the boxes', or that of a contrast that weighs four times as much?
 OTHER_LOSSES = (0.1, 0.025, 0.0)
-QUARTER = {"loss_rtc": 0.1, "loss_align": 0.1}
 BOX_MAKERS = {
     "permuted": ("boxes permuted between images", permuted, 5),
     "background": ("boxes on background alone", on_background, 5),
@@ -203,20 +202,23 @@ def _compose_with(what: str, **settings: Any) -> Arm:
     return Arm(f"`compose`, {what}", "compose", WEIGHTS["compose"], like="compose", **settings)
 
 
-def _foreground_with_bias(strength: float) -> dict[str, Arm]:
-    """`foreground` with a bias of the attention, the other losses at 0.1."""
+def _foreground_with_bias(strength: float) -> Arm:
     title = f"`foreground`, attention prefers the boxes by {strength:g} at first, the other losses at 0.1"
-    options = {"region_bias": strength, **QUARTER}
-    arm = Arm(title, "foreground", WEIGHTS["foreground"], options=options, like="foreground")
-    return {f"foreground-bias{strength:g}": arm}
+    options = {"region_bias": strength, **other_losses(0.1)}
+    return Arm(title, "foreground", WEIGHTS["foreground"], options=options, like="foreground")
+
+
+def other_losses(weight: float) -> dict[str, float]:
+    """Settings that give the two losses beside SPRC's contrast this weight each."""
+    return {"loss_rtc": weight, "loss_align": weight}
 
 
 def _with_other_losses(name: str, title: str, objective: str | None = None) -> dict[str, Arm]:
-    """An arm with each of `OTHER_LOSSES` as the weights of the two losses beside SPRC's contrast."""
+    """An arm with each of `OTHER_LOSSES`."""
     return {
         f"{name}-{weight:g}": Arm(
             f"{title}, the other losses at {weight:g} each", objective, WEIGHTS.get(objective, ()),
-            options={"loss_rtc": weight, "loss_align": weight}, like=name,
+            options=other_losses(weight), like=name,
         )
         for weight in OTHER_LOSSES
     }  # fmt: skip
@@ -235,12 +237,14 @@ ARMS = {
     **_with_other_boxes("both", "both-"),
     # It sees what any of the boxes has: a grid, which has everything, would be `whole` again.
     **_with_other_boxes("foreground", "foreground-", left_out=("grid",)),
-    BIAS: Arm("attention prefers the boxes at first, the other losses at 0.1", BIAS, WEIGHTS[BIAS], options=QUARTER),
+    BIAS: Arm(
+        "attention prefers the boxes at first, the other losses at 0.1", BIAS, WEIGHTS[BIAS], options=other_losses(0.1)
+    ),
     # Where boxes hold everything there is no bias: these would be `none-0.1`.
-    **_with_other_boxes(BIAS, "bias-", left_out=("whole", "grid"), options=QUARTER, like=BIAS),
+    **_with_other_boxes(BIAS, "bias-", left_out=("whole", "grid"), options=other_losses(0.1), like=BIAS),
     "compose-bias4": _compose_with("attention prefers the boxes by 4 at first", options={"region_bias": 4.0}),
-    **_foreground_with_bias(4.0),
-    **_foreground_with_bias(100.0),
+    "foreground-bias4": _foreground_with_bias(4.0),
+    "foreground-bias100": _foreground_with_bias(100.0),
     "changed": Arm("`both`, the changed region alone", "both", WEIGHTS["both"], model="blip2_cir_changed_region"),
     "text": Arm("sentence only", model="blip2_cir_text_only"),
     "image": Arm("reference image only", model="blip2_cir_image_only"),
