@@ -10,26 +10,9 @@ from lavis.models.blip2_models.Qformer import Qformer
 class UpstreamQformer(Qformer):
     """Two-dimensional masks, which transformers inspects in every pass, and eager attention."""
 
-    def _run(
-        self,
-        embeds: Tensor,
-        text_mask: Tensor | None,
-        image_embeds: Tensor | None = None,
-        query_length: int = 0,
-        image_bias: Tensor | None = None,
-    ) -> Tensor:
-        mask = None
-        if text_mask is not None:
-            others = text_mask.new_ones(len(text_mask), embeds.shape[1] - text_mask.shape[1])
-            mask = torch.cat([others, text_mask], dim=1)
-        output = self.model(
-            query_embeds=embeds,
-            query_length=query_length,
-            attention_mask=mask,
-            encoder_hidden_states=image_embeds,
-            encoder_attention_mask=image_bias,
-        )
-        return output.last_hidden_state
+    def _mask(self, text_mask: Tensor, length: int) -> Tensor:
+        others = text_mask.new_ones(len(text_mask), length - text_mask.shape[1])
+        return torch.cat([others, text_mask], dim=1)  # (B, L) -> (B, length)
 
 
 class UpstreamModel(Blip2QformerCirAlignPrompt):

@@ -144,11 +144,15 @@ class Qformer(nn.Module):
         output = self.model(
             query_embeds=embeds,
             query_length=query_length,
-            attention_mask=None if text_mask is None else attention_mask(text_mask, embeds.shape[1]),
+            attention_mask=None if text_mask is None else self._mask(text_mask, embeds.shape[1]),
             encoder_hidden_states=image_embeds,
             encoder_attention_mask=image_bias,
         )
         return output.last_hidden_state
+
+    def _mask(self, text_mask: Tensor, length: int) -> Tensor:
+        """What `_run` gives transformers as the mask of `length` tokens, of which the last are the text."""
+        return attention_mask(text_mask, length)
 
 
 def attention_mask(text_mask: Tensor, length: int) -> Tensor:

@@ -278,7 +278,7 @@ class RegionSide(nn.Module):
         absent = [name for name in names if name not in samples]
         if absent:
             raise InputError(
-                f"regions are trained with, but the samples have no {' and no '.join(absent)}: give `box_file`"
+                f"this training needs boxes, but the samples have no {' and no '.join(absent)}: give `box_file`"
             )
         return samples[names[0]], samples[names[1]]
 
